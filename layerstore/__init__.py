@@ -1,0 +1,1 @@
+"""A content-addressed, deduplicated store for image layers."""

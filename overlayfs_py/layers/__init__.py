@@ -1,0 +1,1 @@
+"""One directory tree each: what the union is made of."""

@@ -1,0 +1,1 @@
+"""The union of layers; knows nothing of FUSE."""

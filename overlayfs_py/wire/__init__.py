@@ -1,0 +1,1 @@
+"""Speaks FUSE; knows nothing of whiteouts."""
