@@ -23,6 +23,8 @@ def split_options(string: str) -> list[str]:
     Raises:
         UserError: a quoted value without its closing quote.
     """
+    if "\\" not in string and '"' not in string:
+        return [piece for piece in string.split(",") if piece]
     pieces: list[str] = []
     start = position = 0
     while position < len(string):
