@@ -1,0 +1,127 @@
+"""Which processes serve a mount, and what they use: processor time and memory.
+
+Reads /proc only, so it works for any program. Any thread may call it.
+"""
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of a set of processes: `rss` counts shared pages once per process, `pss` by share."""
+
+    rss: int
+    pss: int
+
+
+def daemons_of(mountpoint: Path) -> list[int]:
+    """The processes that hold the FUSE connection of `mountpoint` open.
+
+    Since Linux 6.16 /proc/PID/fdinfo names the connection of an open /dev/fuse, which is the minor
+    number of the mount's device. Before, every process that has /dev/fuse open is returned that
+    names the mountpoint on its command line.
+    """
+    connection = os.minor(os.stat(mountpoint).st_dev)
+    by_connection, by_name = [], []
+    for pid in _pids():
+        found = _fuse_connections(pid)
+        if found is None:
+            continue
+        if connection in found:
+            by_connection.append(pid)
+        elif not found and os.fsencode(mountpoint) in _command_line(pid):
+            by_name.append(pid)
+    return by_connection or by_name
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir(PROC) if name.isdigit()]
+
+
+def _command_line(pid: int) -> list[bytes]:
+    try:
+        return (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _fuse_connections(pid: int) -> set[int] | None:
+    """The connections of a process's open /dev/fuse; None where it has none open."""
+    directory = PROC / str(pid) / "fd"
+    connections: set[int] = set()
+    has_device = False
+    try:
+        for descriptor in os.listdir(directory):
+            if os.readlink(directory / descriptor) != "/dev/fuse":
+                continue
+            has_device = True
+            text = (PROC / str(pid) / "fdinfo" / descriptor).read_text()
+            connections.update(int(n) for n in re.findall(r"^fuse_connection:\s*(\d+)", text, re.M))
+    except OSError:  # it ended meanwhile, or belongs to someone else
+        return None
+    return connections if has_device else None
+
+
+def cpu_seconds(pids: list[int]) -> float | None:
+    """Processor time that `pids` have used since they started, ended threads included.
+
+    The clock of a whole process, in nanoseconds (clock_getcpuclockid(3)): /proc/PID/stat counts in
+    hundredths of a second. None where there is no process or one has ended.
+    """
+    if not pids:
+        return None
+    try:
+        # MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED) of <linux/posix-timers.h>.
+        return sum(time.clock_gettime((~pid << 3) | 2) for pid in pids)
+    except OSError:
+        return None
+
+
+def memory(pids: list[int]) -> Memory:
+    """Resident memory of `pids` together; a process that has ended counts nothing."""
+    rss = pss = 0
+    for pid in pids:
+        try:
+            text = (PROC / str(pid) / "smaps_rollup").read_text()
+        except OSError:
+            continue
+        for name, kib in re.findall(r"^(Rss|Pss):\s+(\d+) kB", text, re.M):
+            if name == "Rss":
+                rss += int(kib) * 1024
+            else:
+                pss += int(kib) * 1024
+    return Memory(rss, pss)
+
+
+def kernel_slab_bytes() -> int:
+    """What the kernel's own objects (dentries and inodes among them) take up just now."""
+    match = re.search(r"^Slab:\s+(\d+) kB", (PROC / "meminfo").read_text(), re.M)
+    return int(match[1]) * 1024 if match else 0
+
+
+def available_memory_bytes() -> int:
+    """What can still be used without swapping."""
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", (PROC / "meminfo").read_text(), re.M)
+    return int(match[1]) * 1024 if match else 0
+
+
+def wait_until_gone(pids: list[int], timeout_s: float) -> list[int]:
+    """Waits for `pids` to end, at most `timeout_s`; returns those that live on."""
+    end = time.monotonic() + timeout_s
+    while (left := [pid for pid in pids if _lives(pid)]) and time.monotonic() < end:
+        time.sleep(0.002)
+    return left
+
+
+def _lives(pid: int) -> bool:
+    try:
+        state = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[0]
+    except OSError:
+        return False
+    return state != b"Z"
