@@ -1,0 +1,190 @@
+"""Model and subjects side by side: the same operation for all, then everything they show."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import stat
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from tests.model import layers, observe
+from tests.model.generate import GROWING, KINDS, Features, Generator, Operation
+from tests.model.layers import Layer
+from tests.model.observe import Dialect, Identity, Seen
+from tests.model.tree import OPERATIONS, Times, Tree, Unpredicted
+
+TREE_MAX = 45
+"""Names in the tree above which `Comparison.kinds` leaves out what makes it grow."""
+
+
+class Subject(Protocol):
+    """Something that carries operations out (methods named as in `tree.OPERATIONS`) and can be
+    looked at."""
+
+    name: str
+    dialect: Dialect
+
+    def observe(self) -> tuple[dict[bytes, Seen], dict[int, Seen]]: ...
+    def forget(self, seed: int) -> None: ...
+    def remount(self) -> None: ...
+    def rotate(self, settle: list[bytes]) -> None: ...
+    def end(self) -> None: ...
+
+
+class Disagreement(AssertionError):
+    """A subject did or shows something else than the model."""
+
+
+def _outcome(target: object, operation: Operation) -> Any:
+    try:
+        return getattr(target, operation.name)(*operation.arguments)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+
+
+class Comparison:
+    """One run: a stack of layers, the model of it, subjects on copies of it.
+
+    Args:
+        stack: lower layers, the top one first.
+        make: for each subject, a function of the stack.
+        umask: of the process from here on; `end` puts the old one back.
+    """
+
+    def __init__(
+        self,
+        stack: list[Layer],
+        make: Sequence[Callable[[list[Layer], int], Subject]],
+        features: Features,
+        umask: int = 0,
+    ) -> None:
+        self.stack = stack
+        self.done: list[Operation] = []
+        self.tree = Tree(umask)
+        self.tree.clock_ns = time.time_ns()
+        layers.merge(stack, self.tree)
+        self.generator = Generator(self.tree, features)
+        self._old_umask = os.umask(0o022)
+        self.subjects: list[Subject] = []
+        try:
+            for function in make:
+                self.subjects.append(function(stack, umask))
+        except BaseException:
+            self.end()
+            raise
+        os.umask(umask)
+        self._identities = [Identity() for _ in self.subjects]
+
+    def kinds(self) -> list[str]:
+        """The kinds of operation that are sensible now."""
+        names = sum(1 for _ in self.tree.walk())
+        return [kind for kind in KINDS if names < TREE_MAX or kind not in GROWING]
+
+    def draw(self, chance: random.Random) -> Operation:
+        kinds = self.kinds()
+        kind = chance.choices(kinds, [KINDS[kind][0] for kind in kinds])[0]
+        return self.generator.of_kind(kind, chance)
+
+    def run(self, operation: Operation) -> bool:
+        """Carry `operation` out on all; False if the model does not predict it, and then nothing
+        happened."""
+        self.tree.clock_ns = time.time_ns()
+        if operation.name in OPERATIONS:
+            try:
+                wanted = _outcome(self.tree, operation)
+            except Unpredicted:
+                return False
+            self.done.append(operation)
+            for subject in self.subjects:
+                got = _outcome(subject, operation)
+                if got != wanted:
+                    self._fail(subject, [f"result is {got!r}, should be {wanted!r}"])
+            return True
+        self.done.append(operation)
+        getattr(self, "_" + operation.name)(*operation.arguments)
+        return True
+
+    def _forget(self, seed: int) -> None:
+        for subject in self.subjects:
+            subject.forget(seed)
+
+    def _remount(self) -> None:
+        self.tree.handles.clear()
+        for subject in self.subjects:
+            subject.remount()
+
+    def _rotate(self) -> None:
+        self.tree.handles.clear()
+        linked = [(path, inode) for path, inode in self.tree.walk() if inode.was_linked]
+        for subject in self.subjects:
+            subject.rotate([path for path, _ in linked])
+        for _, inode in linked:
+            inode.hidden_links = 0
+            inode.was_linked = inode.links > 1
+        root = self.tree.root
+        root.mode, root.uid, root.gid = stat.S_IFDIR | 0o755, 0, 0
+        root.xattrs.clear()
+        root.mtime = Times(self.tree.clock_ns - 50_000_000, None)
+        self._identities = [Identity() for _ in self.subjects]
+
+    def check(self) -> None:
+        """Compare all there is to see."""
+        for subject, identity in zip(self.subjects, self._identities, strict=True):
+            try:
+                seen, held = subject.observe()
+            except OSError as error:
+                self._fail(subject, [f"looking at the tree failed: {error}"])
+            unread = {slot for slot, handle in self.tree.handles.items() if not handle.readable}
+            for slot in unread & held.keys():
+                held[slot] = held[slot]._replace(
+                    content=bytes(self.tree.handles[slot].inode.content)
+                )
+            problems = observe.differences(self.tree, seen, held, identity, subject.dialect)
+            if problems:
+                self._fail(subject, problems)
+
+    def _fail(self, subject: Subject, problems: list[str]) -> None:
+        last = self.done[-1] if self.done else "mounting"
+        lines = "\n  ".join(problems[:12])
+        raise Disagreement(f"{subject.name}, after {last}\n  {lines}")
+
+    def end(self) -> None:
+        os.umask(self._old_umask)
+        for subject in self.subjects:
+            subject.end()
+
+
+def replay(make: Callable[[], Comparison], operations: Sequence[Operation]) -> str | None:
+    """Run `operations` in a new comparison, checking after each; what disagreed, or None."""
+    comparison = make()
+    try:
+        comparison.check()
+        for operation in operations:
+            if comparison.run(operation):
+                comparison.check()
+    except Disagreement as disagreement:
+        return str(disagreement)
+    finally:
+        comparison.end()
+    return None
+
+
+def shorten(
+    make: Callable[[], Comparison], operations: list[Operation], seconds: float = 120
+) -> list[Operation]:
+    """Leave out all that is not needed for the failure (delta debugging), for at most `seconds`."""
+    deadline = time.monotonic() + seconds
+    size = max(1, len(operations) // 2)
+    while size and time.monotonic() < deadline:
+        at = 0
+        while at < len(operations) and time.monotonic() < deadline:
+            shorter = operations[:at] + operations[at + size :]
+            if replay(make, shorter):
+                operations = shorter
+            else:
+                at += size
+        size //= 2
+    return operations

@@ -1,0 +1,281 @@
+"""Subjects that are mounted: operations are system calls below the mountpoint."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import subprocess
+import time
+from typing import Any
+
+from tests.model import observe
+from tests.model.layers import Layer, write_layer
+
+_libc = ctypes.CDLL(None, use_errno=True)
+MS_REMOUNT, MS_REC, MS_PRIVATE = 0x20, 0x4000, 0x40000
+MNT_DETACH = 2
+AT_FDCWD = -100
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def mount(source: bytes, target: bytes, kind: bytes, flags: int, options: bytes) -> None:
+    """mount(2)."""
+    _check(_libc.mount(source, target, kind, ctypes.c_ulong(flags), options))
+
+
+def unmount(target: bytes) -> None:
+    """umount(2), patient for as long as something asynchronous (a release on its way) holds the
+    mount."""
+    for _ in range(200):
+        try:
+            _check(_libc.umount2(target, 0))
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        time.sleep(0.01)
+    _check(_libc.umount2(target, MNT_DETACH))
+    raise AssertionError(f"{target!r} was still busy when it was unmounted")
+
+
+def renameat2(old: bytes, new: bytes, flags: int) -> None:
+    _check(_libc.renameat2(AT_FDCWD, old, AT_FDCWD, new, flags))
+
+
+class Mounted:
+    """A union below `scratch`: layers, upper and work directory there, mounted at scratch/merged.
+
+    A subclass says how it is mounted.
+    """
+
+    name = "mounted"
+    dialect = observe.Dialect()
+
+    def __init__(self, scratch: bytes, stack: list[Layer]) -> None:
+        self.scratch = scratch
+        self.merged = os.path.join(scratch, b"merged")
+        self.handles: dict[int, int] = {}
+        self.readable: dict[int, bool] = {}
+        self._made = 0
+        os.makedirs(self.merged)
+        self.lowers = []
+        for layer in stack:
+            directory = self._new_directory(b"lower")
+            write_layer(layer, directory)
+            self.lowers.append(directory)
+        self._new_upper()
+        self.start()
+
+    def _new_directory(self, kind: bytes) -> bytes:
+        self._made += 1
+        path = os.path.join(self.scratch, b"%s%d" % (kind, self._made))
+        os.mkdir(path)
+        os.chmod(path, 0o755)
+        return path
+
+    def _new_upper(self) -> None:
+        self.upper = self._new_directory(b"upper")
+        self.work = self._new_directory(b"work")
+
+    # What a subclass gives.
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        unmount(self.merged)
+
+    # The subject's own operations.
+
+    def close_all(self) -> None:
+        for slot in list(self.handles):
+            self.close(slot)
+
+    def forget(self, seed: int) -> None:
+        """Make the kernel drop what it holds of this mount alone: a remount shrinks its dentries
+        and inodes."""
+        mount(b"none", self.merged, b"none", MS_REMOUNT, b"")
+
+    def remount(self) -> None:
+        self.close_all()
+        self.stop()
+        self.start()
+
+    def rotate(self, settle: list[bytes]) -> None:
+        """The upper becomes the top lower, below a new upper and work directory.
+
+        The index in the old work directory is what keeps a lower file with several names one
+        file, so each of the paths `settle` is copied up first, under all its names.
+        """
+        self.close_all()
+        for path in settle:
+            st = os.lstat(self._at(path))
+            os.utime(self._at(path), ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=False)
+        self.stop()
+        shutil.rmtree(self.work)
+        self.lowers.insert(0, self.upper)
+        self._new_upper()
+        self.start()
+
+    def end(self) -> None:
+        self.close_all()
+        self.stop()
+
+    def observe(self) -> tuple[dict[bytes, observe.Seen], dict[int, observe.Seen]]:
+        held = {
+            slot: observe.of_descriptor(fd, self.readable[slot])
+            for slot, fd in self.handles.items()
+        }
+        return observe.of_directory(self.merged), held
+
+    # Operations, as `tree.Tree` has them.
+
+    def _at(self, path: bytes) -> bytes:
+        return self.merged + b"/" + path if path else self.merged
+
+    def open(self, slot: int, path: bytes, flags: int, mode: int) -> None:
+        fd = os.open(self._at(path), flags | os.O_NONBLOCK, mode)
+        if slot in self.handles:
+            self.close(slot)
+        self.handles[slot] = fd
+        self.readable[slot] = flags & os.O_ACCMODE != os.O_WRONLY
+
+    def close(self, slot: int) -> None:
+        os.close(self.handles.pop(slot))
+
+    def pread(self, slot: int, offset: int, size: int) -> bytes:
+        return os.pread(self.handles[slot], size, offset)
+
+    def pwrite(self, slot: int, offset: int, data: bytes) -> int:
+        return os.pwrite(self.handles[slot], data, offset)
+
+    def ftruncate(self, slot: int, size: int) -> None:
+        os.ftruncate(self.handles[slot], size)
+
+    def fchmod(self, slot: int, mode: int) -> None:
+        os.fchmod(self.handles[slot], mode)
+
+    def fchown(self, slot: int, uid: int, gid: int) -> None:
+        os.fchown(self.handles[slot], uid, gid)
+
+    def futimens(self, slot: int, atime_ns: int, mtime_ns: int) -> None:
+        os.utime(self.handles[slot], ns=(atime_ns, mtime_ns))
+
+    def fsetxattr(self, slot: int, name: bytes, value: bytes, flags: int) -> None:
+        os.setxattr(self.handles[slot], name, value, flags)
+
+    def fremovexattr(self, slot: int, name: bytes) -> None:
+        os.removexattr(self.handles[slot], name)
+
+    def fsync(self, slot: int) -> None:
+        os.fsync(self.handles[slot])
+
+    def create_at(self, slot: int, name: bytes, mode: int) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        os.close(os.open(name, flags, mode, dir_fd=self.handles[slot]))
+
+    def write(self, path: bytes, offset: int, data: bytes) -> int:
+        append = os.O_APPEND if offset < 0 else 0
+        fd = os.open(self._at(path), os.O_WRONLY | os.O_NONBLOCK | append)
+        try:
+            return os.pwrite(fd, data, max(offset, 0))
+        finally:
+            os.close(fd)
+
+    def truncate(self, path: bytes, size: int) -> None:
+        os.truncate(self._at(path), size)
+
+    def mkdir(self, path: bytes, mode: int) -> None:
+        os.mkdir(self._at(path), mode)
+
+    def mknod(self, path: bytes, mode: int, rdev: int) -> None:
+        os.mknod(self._at(path), mode, rdev)
+
+    def symlink(self, target: bytes, path: bytes) -> None:
+        os.symlink(target, self._at(path))
+
+    def link(self, old: bytes, new: bytes) -> None:
+        os.link(self._at(old), self._at(new), follow_symlinks=False)
+
+    def unlink(self, path: bytes) -> None:
+        os.unlink(self._at(path))
+
+    def rmdir(self, path: bytes) -> None:
+        os.rmdir(self._at(path))
+
+    def rename(self, old: bytes, new: bytes, flags: int) -> None:
+        renameat2(self._at(old), self._at(new), flags)
+
+    def look(self, path: bytes) -> int:
+        return os.lstat(self._at(path)).st_mode & 0o170000
+
+    def chmod(self, path: bytes, mode: int) -> None:
+        os.chmod(self._at(path), mode)
+
+    def chown(self, path: bytes, uid: int, gid: int) -> None:
+        os.lchown(self._at(path), uid, gid)
+
+    def utimens(self, path: bytes, atime_ns: int, mtime_ns: int) -> None:
+        os.utime(self._at(path), ns=(atime_ns, mtime_ns), follow_symlinks=False)
+
+    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
+        os.setxattr(self._at(path), name, value, flags, follow_symlinks=False)
+
+    def removexattr(self, path: bytes, name: bytes) -> None:
+        os.removexattr(self._at(path), name, follow_symlinks=False)
+
+
+def escape_option(path: bytes) -> bytes:
+    """A path inside lowerdir=: backslash, colon and comma mean something there."""
+    return path.replace(b"\\", b"\\\\").replace(b":", b"\\:").replace(b",", b"\\,")
+
+
+class Kernel(Mounted):
+    """The kernel's overlayfs."""
+
+    name = "kernel"
+    dialect = observe.Dialect(directory_nlink=False, removed_nlink=False, linked_d_ino=False)
+    options = b"redirect_dir=on,index=on,xino=auto,metacopy=off"
+
+    def start(self) -> None:
+        lowers = b":".join(map(escape_option, self.lowers))
+        directories = b"lowerdir=%s,upperdir=%s,workdir=%s" % (lowers, self.upper, self.work)
+        mount(b"overlay", self.merged, b"overlay", 0, directories + b"," + self.options)
+
+
+class FuseOverlayfs(Mounted):
+    """Debian's fuse-overlayfs, for comparison; it fails much of this."""
+
+    name = "fuse-overlayfs"
+    dialect = observe.Dialect(stable_ino=False)
+    daemon: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        lowers = b":".join(map(escape_option, self.lowers))
+        directories = b"lowerdir=%s,upperdir=%s,workdir=%s" % (lowers, self.upper, self.work)
+        self.daemon = subprocess.Popen([b"fuse-overlayfs", b"-f", b"-o", directories, self.merged])
+        await_mount(self.merged, self.daemon)
+
+    def stop(self) -> None:
+        super().stop()
+        assert self.daemon is not None
+        self.daemon.wait(10)
+
+
+def await_mount(mountpoint: bytes, daemon: subprocess.Popen[Any]) -> None:
+    """Return once something is mounted at `mountpoint`; AssertionError if its daemon ends or 20 s
+    pass."""
+    parent = os.stat(os.path.dirname(mountpoint)).st_dev
+    for _ in range(4000):
+        if os.stat(mountpoint).st_dev != parent:
+            return
+        assert daemon.poll() is None, f"the daemon ended with {daemon.returncode}"
+        time.sleep(0.005)
+    raise AssertionError(f"nothing was mounted at {mountpoint!r}")
