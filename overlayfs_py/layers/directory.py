@@ -1,0 +1,243 @@
+"""A layer that is a directory of the host. References are paths relative to it. Any thread."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Hashable, Iterator
+
+from layerstore.marks import (
+    CONTAINERS_OVERRIDE_STAT,
+    FUSE_OVERLAYFS,
+    FUSE_OVERLAYFS_OVERRIDE_STAT,
+    OCI_OPAQUE,
+    OCI_WHITEOUT_PREFIX,
+    OPAQUE_XWHITEOUTS,
+    OPAQUE_YES,
+    MarkInvalid,
+    Marks,
+    is_oci_meta,
+    parse_override_stat,
+)
+from overlayfs_py.layers.content import FileContent
+from overlayfs_py.layers.filehandle import Filesystem
+from overlayfs_py.layers.layer import Found
+from overlayfs_py.layers.place import Place
+from overlayfs_py.layers.tree import DT_REG, DT_WHT, Row, Tree
+
+_NO_MARKS: dict[str, bytes] = {}
+_OVERRIDE_NAMES = (
+    CONTAINERS_OVERRIDE_STAT.decode(),
+    FUSE_OVERLAYFS_OVERRIDE_STAT.decode(),
+    "security.fuseoverlayfs.override_stat",
+)
+_FUSE_OVERLAYFS_OPAQUE = FUSE_OVERLAYFS.opaque.decode()
+_WHITEOUT_STAT = os.stat_result((stat.S_IFCHR, 0, 0, 1, 0, 0, 0, 0, 0, 0))
+WHITEOUT = Found(None, _WHITEOUT_STAT, whiteout=True)
+
+
+class DirectoryLayer:
+    """The tree at `path`, marked with `marks` (the trusted.overlay or the user.overlay names).
+
+    Raises:
+        OSError: the directory is missing or cannot be opened.
+    """
+
+    local = True
+
+    def __init__(self, path: bytes, marks: Marks, *, read_only: bool = True) -> None:
+        self.path = path
+        self.tree = Tree(path, read_only)
+        self.names = marks
+        self._prefix = marks.prefix.decode()
+        self.filesystem = Filesystem(self.tree.fd)
+        root_marks = self._read_marks(self.tree.at(b""))
+        self.xwhiteouts = root_marks.get("opaque") == OPAQUE_XWHITEOUTS
+        self.override = self._override_name()
+
+    def close(self) -> None:
+        self.tree.close()
+
+    def root(self) -> bytes:
+        return b""
+
+    def find(self, parent: bytes, name: bytes, below: bool) -> Found | None:
+        path = parent + b"/" + name if parent else name
+        try:
+            status = self.tree.stat(path)
+        except FileNotFoundError:
+            if below and self._exists(parent, OCI_WHITEOUT_PREFIX + name):
+                return WHITEOUT
+            return None
+        except NotADirectoryError:
+            return None
+        kind = stat.S_IFMT(status.st_mode)
+        if kind == stat.S_IFREG:
+            return self._find_file(path, status)
+        if kind == stat.S_IFDIR:
+            return self._find_directory(path, status, below)
+        if kind == stat.S_IFCHR and status.st_rdev == 0:
+            return WHITEOUT
+        return Found(path, self._overridden(path, status))
+
+    def find_root(self) -> Found:
+        """The layer's root directory, with its marks."""
+        return self._find_directory(b"", self.tree.stat(b""), True)
+
+    def _find_file(self, path: bytes, status: os.stat_result) -> Found:
+        marks = self._read_marks(self.tree.at(path))
+        if not marks:
+            return Found(path, status)
+        if status.st_size == 0:
+            if self.xwhiteouts and "whiteout" in marks:
+                return WHITEOUT
+            if "overlay.whiteout" in marks:
+                return Found(path, status, device=True, marks=marks)
+        return Found(
+            path,
+            self._overridden(path, status),
+            redirect=marks.get("redirect"),
+            metacopy="metacopy" in marks,
+            marks=marks,
+        )
+
+    def _find_directory(self, path: bytes, status: os.stat_result, below: bool) -> Found:
+        marks = self._read_marks(self.tree.at(path))
+        opaque = marks.get("opaque") == OPAQUE_YES or (
+            below and self._exists(path, OCI_OPAQUE)
+        )
+        return Found(
+            path,
+            self._overridden(path, status),
+            opaque=opaque,
+            redirect=marks.get("redirect"),
+            marks=marks,
+        )
+
+    def _exists(self, parent: bytes, name: bytes) -> bool:
+        if len(name) > 255:
+            return False
+        try:
+            self.tree.stat(parent + b"/" + name if parent else name)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def _read_marks(self, place: Place) -> dict[str, bytes]:
+        """The overlay marks of an object, by their names without the prefix."""
+        try:
+            names = place.listxattr()
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES):
+                return _NO_MARKS
+            raise
+        if not names:
+            return _NO_MARKS
+        marks = {}
+        for name in names:
+            if name.startswith(self._prefix):
+                marks[name[len(self._prefix) :]] = place.getxattr(name)
+            elif name == _FUSE_OVERLAYFS_OPAQUE:
+                marks["opaque"] = place.getxattr(name)
+        return marks
+
+    def _override_name(self) -> str | None:
+        """The xattr that says whom the tree's files belong to, where fuse-overlayfs or containers/storage wrote it
+        without the right to chown; its presence on the root says that the whole tree has it."""
+        try:
+            present = self.tree.at(b"").listxattr()
+        except OSError:
+            return None
+        for name in _OVERRIDE_NAMES:
+            if name in present:
+                return name
+        return None
+
+    def _overridden(self, path: bytes, status: os.stat_result) -> os.stat_result:
+        if self.override is None:
+            return status
+        try:
+            raw = self.tree.at(path).getxattr(self.override)
+        except OSError:
+            return status
+        return override_stat(status, raw)
+
+    def stat(self, ref: bytes) -> os.stat_result:
+        return self._overridden(ref, self.tree.stat(ref))
+
+    def rows(self, ref: bytes) -> Iterator[Row]:
+        """The names in a directory; whiteouts in all forms come as DT_WHT under the name they hide."""
+        place = self.tree.at(ref)
+        xwhiteouts = False
+        if self.xwhiteouts:
+            xwhiteouts = self._read_marks(place).get("opaque") == OPAQUE_XWHITEOUTS
+        for row in self.tree.scan(ref):
+            if row.name.startswith(OCI_WHITEOUT_PREFIX):
+                if not is_oci_meta(row.name):
+                    yield Row(row.name[len(OCI_WHITEOUT_PREFIX) :], DT_WHT, 0)
+            elif xwhiteouts and row.type == DT_REG and self._is_xwhiteout(ref, row.name):
+                yield Row(row.name, DT_WHT, 0)
+            else:
+                yield row
+
+    def _is_xwhiteout(self, ref: bytes, name: bytes) -> bool:
+        found = self.find(ref, name, True)
+        return found is not None and found.whiteout
+
+    def readlink(self, ref: bytes) -> bytes:
+        return self.tree.at(ref).readlink()
+
+    def listxattr(self, ref: bytes) -> list[str]:
+        return self.tree.at(ref).listxattr()
+
+    def getxattr(self, ref: bytes, name: str | bytes) -> bytes:
+        return self.tree.at(ref).getxattr(name)
+
+    def open(self, ref: bytes) -> FileContent:
+        return FileContent(self.tree.open(ref, os.O_RDONLY | os.O_NONBLOCK))
+
+    def device(self, status: os.stat_result) -> Hashable:
+        return status.st_dev
+
+    def handle(self, ref: bytes) -> bytes | None:
+        place = self.tree.at(ref)
+        return self.filesystem.handle(place.dir_fd, place.path)
+
+
+def override_stat(status: os.stat_result, raw: bytes) -> os.stat_result:
+    """`status` with the owner, mode and type that an override_stat xattr gives; unchanged if it makes no sense."""
+    try:
+        over = parse_override_stat(raw)
+    except MarkInvalid:
+        return status
+    mode = (over.type or stat.S_IFMT(status.st_mode)) | over.mode
+    rdev = os.makedev(over.major, over.minor) if over.major or over.minor else None
+    return rebuilt_stat(status, mode, over.uid, over.gid, rdev)
+
+
+def rebuilt_stat(
+    status: os.stat_result, mode: int, uid: int, gid: int, rdev: int | None = None
+) -> os.stat_result:
+    return os.stat_result(
+        (
+            mode,
+            status.st_ino,
+            status.st_dev,
+            status.st_nlink,
+            uid,
+            gid,
+            status.st_size,
+            int(status.st_atime),
+            int(status.st_mtime),
+            int(status.st_ctime),
+        ),
+        {
+            "st_atime_ns": status.st_atime_ns,
+            "st_mtime_ns": status.st_mtime_ns,
+            "st_ctime_ns": status.st_ctime_ns,
+            "st_blksize": status.st_blksize,
+            "st_blocks": status.st_blocks,
+            "st_rdev": status.st_rdev if rdev is None else rdev,
+        },
+    )

@@ -1,0 +1,161 @@
+"""A real directory and what is below it, addressed by paths relative to it. Knows nothing of marks.
+
+Paths may be longer than PATH_MAX: the layers' own paths never count, and a tree deeper than one system call reaches is
+walked in steps. Nothing here follows a symlink. Any thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import stat as stat_module
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from overlayfs_py import syscalls
+from overlayfs_py.layers.place import Named
+
+log = logging.getLogger(__name__)
+
+# PATH_MAX is 4096 with the NUL; /proc/self/fd/N/ goes before a path where xattrs are meant.
+_STEP_MAX = 4000
+
+DT_UNKNOWN, DT_FIFO, DT_CHR, DT_DIR, DT_BLK, DT_REG, DT_LNK, DT_SOCK, DT_WHT = (
+    0,
+    1,
+    2,
+    4,
+    6,
+    8,
+    10,
+    12,
+    14,
+)
+
+
+class Row(NamedTuple):
+    """One name of a real directory; `type` is a DT_* number (DT_WHT: a whiteout), `ino` is the layer's own."""
+
+    name: bytes
+    type: int
+    ino: int
+
+
+class Tree:
+    """The directory at `path`.
+
+    With privilege it is seen through a private clone of its mount, as the kernel's overlayfs does: what is mounted
+    below it does not show, and reading a read-only tree updates no access time. Otherwise through a plain descriptor.
+
+    Args:
+        path: of the directory, absolute or relative to the working directory.
+        read_only: whether the tree is only read.
+
+    Raises:
+        OSError: the directory is missing or cannot be opened.
+    """
+
+    def __init__(self, path: bytes, read_only: bool) -> None:
+        self.path = os.path.abspath(path)
+        self._quiet = False
+        self._clone = -1
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            self._clone = syscalls.clone_tree(self.path, read_only)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP):
+                raise
+            log.debug("%r: no private clone of its mount (%s)", self.path, error.strerror)
+        if self._clone >= 0:
+            self._quiet = read_only
+            try:
+                self.fd = os.open(b".", flags, dir_fd=self._clone)
+            except OSError:
+                os.close(self._clone)
+                raise
+        else:
+            self.fd = os.open(self.path, flags)
+        self.dev = os.fstat(self.fd).st_dev
+        self._steps: dict[bytes, int] = {}
+        self._noatime = read_only and not self._quiet
+
+    def close(self) -> None:
+        self.forget_steps()
+        os.close(self.fd)
+        if self._clone >= 0:
+            os.close(self._clone)
+
+    def at(self, path: bytes) -> Named:
+        """Where `path` (b"" for the root) is, short enough for one system call."""
+        if len(path) <= _STEP_MAX:
+            return Named(self.fd, path or b".")
+        head, tail = _split(path)
+        return Named(self._step(head), tail)
+
+    def _step(self, head: bytes) -> int:
+        fd = self._steps.get(head)
+        if fd is None:
+            if len(self._steps) >= 16:
+                self.forget_steps()
+            place = self.at(head)
+            fd = place.open(os.O_PATH | os.O_DIRECTORY)
+            self._steps[head] = fd
+        return fd
+
+    def forget_steps(self) -> None:
+        """A directory was renamed or removed: what was known of the way to deep paths no longer holds."""
+        for fd in self._steps.values():
+            os.close(fd)
+        self._steps.clear()
+
+    def stat(self, path: bytes) -> os.stat_result:
+        if len(path) <= _STEP_MAX:
+            return os.stat(path or b".", dir_fd=self.fd, follow_symlinks=False)
+        return self.at(path).stat()
+
+    def open(self, path: bytes, flags: int) -> int:
+        """open(2) of what is at `path`, without updating its access time if the tree is only read."""
+        place = self.at(path)
+        if self._noatime:
+            with contextlib.suppress(PermissionError):
+                return place.open(flags | os.O_NOATIME)
+            # Not ours, and no capability: O_NOATIME is refused from the first object on.
+            self._noatime = False
+            log.info("%r: access times of this layer may change (no right to O_NOATIME)", self.path)
+        return place.open(flags)
+
+    def scan(self, path: bytes) -> Iterator[Row]:
+        """The names in the directory `path`, in the filesystem's order, without . and .. ; whiteouts that are
+        0/0 character devices come as DT_WHT, which costs a stat only for special files."""
+        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    yield Row(os.fsencode(entry.name), _type(entry), entry.inode())
+        finally:
+            os.close(fd)
+
+
+def _split(path: bytes) -> tuple[bytes, bytes]:
+    # Always near a multiple of the same length, so that neighbours share their head; a component has at most 255 bytes.
+    step = _STEP_MAX - 256
+    cut = path.rindex(b"/", 0, (len(path) - 1) // step * step)
+    return path[:cut], path[cut + 1 :]
+
+
+def _type(entry: os.DirEntry[str]) -> int:
+    if entry.is_symlink():
+        return DT_LNK
+    if entry.is_dir(follow_symlinks=False):
+        return DT_DIR
+    if entry.is_file(follow_symlinks=False):
+        return DT_REG
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return DT_UNKNOWN
+    if stat_module.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+        return DT_WHT
+    return stat_module.S_IFMT(status.st_mode) >> 12

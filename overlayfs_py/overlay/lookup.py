@@ -1,0 +1,315 @@
+"""Names to nodes: which layers have a name, how they combine, and which inode that is.
+
+The rules are those of ovl_lookup() in fs/overlayfs/namei.c and of overlayfs.rst: the topmost object counts; directories
+merge downward until one is opaque, a whiteout or something that is not a directory; a redirect says where a directory
+goes on in the layers below; a metacopy says where its data is.
+
+Thread: the one that runs the verbs.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from typing import NamedTuple
+
+from layerstore.marks import OCI_WHITEOUT_PREFIX, MarkInvalid, parse_redirect
+from overlayfs_py.errors import OverlayError
+from overlayfs_py.layers.layer import Found, Layer
+from overlayfs_py.overlay import index, merge_dir
+from overlayfs_py.overlay.node import Lower, Node
+from overlayfs_py.overlay.state import State
+
+NAME_MAX = 255
+
+
+class Resolved(NamedTuple):
+    """What is behind a name: the upper's object, the lower ones, and the status of the topmost."""
+
+    upper: Found | None
+    lowers: tuple[Lower, ...]
+    top: Found
+
+    @property
+    def status(self) -> os.stat_result:
+        return self.top.stat
+
+
+def check_name(name: bytes) -> None:
+    """Raises ENAMETOOLONG as a local filesystem does."""
+    if len(name) > NAME_MAX:
+        raise OverlayError(errno.ENAMETOOLONG)
+
+
+def resolve(state: State, parent: Node, name: bytes) -> Resolved | None:
+    """What is behind `name` in `parent`; None if nothing is.
+
+    Raises:
+        OSError: a layer could not be read, or is marked in a way that makes no sense.
+    """
+    check_name(name)
+    if name.startswith(OCI_WHITEOUT_PREFIX):
+        return None
+    found = None
+    if parent.upper:
+        assert state.upper is not None
+        if not parent.linked:
+            return None
+        found = state.upper.find(state.path(parent), name, parent.merged)
+        if found is not None and found.whiteout:
+            return None
+    if found is None:
+        lowers, top = find_lowers(state, parent, name)
+        return None if top is None else Resolved(None, lowers, top)
+    if stat.S_ISDIR(found.stat.st_mode):
+        lowers = () if found.opaque else _merge_below(state, parent, name, found)
+        return Resolved(found, lowers, found)
+    if found.metacopy:
+        return Resolved(found, _data_below(state, parent, name, found), found)
+    return Resolved(found, (), found)
+
+
+def _merge_below(state: State, parent: Node, name: bytes, found: Found) -> tuple[Lower, ...]:
+    """The lower directories that an upper one shows."""
+    if found.redirect is None:
+        lowers, top = find_lowers(state, parent, name)
+    else:
+        lowers, top = _follow(state, parent.lowers, state.lowers, found, parent)
+    if top is None or not stat.S_ISDIR(top.stat.st_mode):
+        return ()
+    return lowers
+
+
+def _data_below(state: State, parent: Node, name: bytes, found: Found) -> tuple[Lower, ...]:
+    """Where an upper metacopy's data is; its own lower object first, the one with the data last."""
+    if not state.config.metacopy and not state.data_lowers:
+        raise OverlayError(
+            errno.EPERM,
+            f"{name!r} has only metadata in the upper: mount with metacopy=on",
+            logging.WARNING,
+        )
+    if found.redirect is None:
+        lowers, top = find_lowers(state, parent, name)
+    else:
+        lowers, top = _follow(state, parent.lowers, state.lowers, found, parent)
+    if top is None or not stat.S_ISREG(top.stat.st_mode):
+        raise OverlayError(errno.EIO, f"the data of metacopy {name!r} is missing", logging.WARNING)
+    return lowers
+
+
+def find_lowers(
+    state: State, parent: Node, name: bytes
+) -> tuple[tuple[Lower, ...], Found | None]:
+    """What the lower layers of `parent` have at `name`: the objects that count, and the topmost found."""
+    if not parent.lowers:
+        return (), None
+    mask = merge_dir.positions(state, parent, name)
+    return _relative(state, parent.lowers, name, mask)
+
+
+def lower_positive(state: State, parent: Node, name: bytes) -> bool:
+    """Whether something would show at `name` if the upper had nothing there."""
+    return find_lowers(state, parent, name)[1] is not None
+
+
+def _relative(
+    state: State, places: tuple[Lower, ...], name: bytes, mask: int = -1
+) -> tuple[tuple[Lower, ...], Found | None]:
+    """`name` looked up in one directory after another, top first.
+
+    Args:
+        mask: bit i is clear where directory i is known not to have the name.
+    """
+    result: list[Lower] = []
+    top: Found | None = None
+    last = len(places) - 1
+    for position, (layer, ref) in enumerate(places):
+        if not mask >> position & 1:
+            continue
+        found = layer.find(ref, name, position < last)
+        if found is None:
+            continue
+        if found.whiteout:
+            break
+        directory = stat.S_ISDIR(found.stat.st_mode)
+        if top is not None and stat.S_ISDIR(top.stat.st_mode) and not directory:
+            break
+        if top is not None and not stat.S_ISDIR(top.stat.st_mode) and directory:
+            break
+        result.append(Lower(layer, found.ref))
+        top = top or found
+        if directory and found.opaque:
+            break
+        if not directory and not found.metacopy:
+            break
+        if found.redirect is not None and (directory or found.metacopy):
+            rest = places[position + 1 :]
+            below, _ = _follow(state, rest, state.layers_below(layer), found, None)
+            result.extend(below)
+            break
+    _require_data(state, result, top)
+    return tuple(result), top
+
+
+def _follow(
+    state: State,
+    relative_to: tuple[Lower, ...],
+    roots: list[Layer],
+    found: Found,
+    parent: Node | None,
+) -> tuple[tuple[Lower, ...], Found | None]:
+    """Go on where the redirect of `found` leads: a name beside it, or a path from the root of each layer."""
+    assert found.redirect is not None
+    if not state.config.follows_redirects:
+        raise OverlayError(
+            errno.EPERM, f"refusing to follow the redirect of {found.ref!r}", logging.WARNING
+        )
+    try:
+        redirect = parse_redirect(found.redirect)
+    except MarkInvalid as error:
+        raise OverlayError(
+            errno.EINVAL, f"redirect of {found.ref!r}: {error}", logging.WARNING
+        ) from None
+    if not redirect.absolute:
+        name = redirect.components[0]
+        mask = merge_dir.positions(state, parent, name) if parent is not None else -1
+        return _relative(state, relative_to, name, mask)
+    return _absolute(state, roots, list(redirect.components), found)
+
+
+def _absolute(
+    state: State, roots: list[Layer], components: list[bytes], source: Found
+) -> tuple[tuple[Lower, ...], Found | None]:
+    """A path looked up from the root of one layer after another."""
+    result: list[Lower] = []
+    top: Found | None = None
+    if not stat.S_ISDIR(source.stat.st_mode):
+        roots = roots + state.data_lowers
+    for layer in roots:
+        found, stop, components = _walk(layer, components)
+        if found is not None:
+            directory = stat.S_ISDIR(found.stat.st_mode)
+            if directory != stat.S_ISDIR(source.stat.st_mode):
+                break
+            result.append(Lower(layer, found.ref))
+            top = top or found
+            stop = stop or (not directory and not found.metacopy)
+        if stop:
+            break
+    return tuple(result), top
+
+
+def _walk(layer: Layer, components: list[bytes]) -> tuple[Found | None, bool, list[bytes]]:
+    """Walk a path in one layer. Returns what is there, whether the layers below are hidden, and the path to go on
+    with in them, which redirects on the way may have changed."""
+    ref = layer.root()
+    stop = False
+    onward = list(components)
+    found = None
+    for depth, name in enumerate(components):
+        found = layer.find(ref, name, True)
+        if found is None:
+            return None, stop, components
+        if found.whiteout:
+            return None, True, components
+        directory = stat.S_ISDIR(found.stat.st_mode)
+        if not directory and depth < len(components) - 1:
+            return None, True, components
+        stop = stop or (directory and found.opaque)
+        if found.redirect is not None:
+            redirect = parse_redirect(found.redirect)
+            tail = components[depth + 1 :]
+            head = [] if redirect.absolute else onward[: len(onward) - len(tail) - 1]
+            onward = head + list(redirect.components) + tail
+        ref = found.ref
+    return found, stop, onward
+
+
+def _require_data(state: State, result: list[Lower], top: Found | None) -> None:
+    """A lower metacopy is only good with its data."""
+    if top is None or not top.metacopy or stat.S_ISDIR(top.stat.st_mode):
+        return
+    if not state.config.metacopy and not state.data_lowers:
+        raise OverlayError(
+            errno.EPERM, f"{top.ref!r} has only metadata: mount with metacopy=on", logging.WARNING
+        )
+    layer, ref = result[-1]
+    if len(result) < 2:
+        raise OverlayError(errno.EIO, f"the data of metacopy {ref!r} is missing", logging.WARNING)
+
+
+# --- identity ---------------------------------------------------------------------------------------------------------
+
+
+def adopt(state: State, parent: Node, name: bytes, resolved: Resolved) -> Node:
+    """The node of what was found, the same for every name of one inode."""
+    kind = stat.S_IFCHR if resolved.top.device else stat.S_IFMT(resolved.status.st_mode)
+    linked = index.of_lookup(state, resolved)
+    upper_ino = 0
+    if linked is not None:
+        upper_ino = linked.status.st_ino
+    elif resolved.upper is not None:
+        upper_ino = resolved.upper.stat.st_ino
+    ino = _number(state, parent, name, resolved)
+    node = state.nodes.get(ino)
+    if node is not None and not _same(node, kind, upper_ino):
+        node = None
+        ino = state.numbers.spare()
+    if node is None:
+        node = Node(ino, kind, parent, name)
+        _fill(state, node, resolved, upper_ino)
+        state.nodes.add(node)
+    else:
+        node.add_name(parent, name)
+        if node.pin >= 0:
+            node.release_pin()
+    if linked is not None and node.index is None:
+        node.index = linked.name
+        node.link_offset = linked.link_offset
+        node.upper = True
+        node.upper_ino = upper_ino
+    return node
+
+
+def _same(node: Node, kind: int, upper_ino: int) -> bool:
+    return node.kind == kind and node.upper_ino == upper_ino
+
+
+def _fill(state: State, node: Node, resolved: Resolved, upper_ino: int) -> None:
+    node.lowers = resolved.lowers
+    node.device = resolved.top.device
+    found = resolved.upper
+    if found is None:
+        return
+    node.upper = True
+    node.upper_ino = upper_ino
+    node.opaque = found.opaque
+    node.redirect = found.redirect
+    node.metacopy = found.metacopy
+    node.impure = "impure" in found.marks
+
+
+def _number(state: State, parent: Node, name: bytes, resolved: Resolved) -> int:
+    """st_ino: the origin's number for what came from a lower layer, the upper's own for what did not."""
+    found = resolved.upper
+    if found is not None:
+        directory = stat.S_ISDIR(found.stat.st_mode)
+        if not (directory and resolved.lowers):
+            assert state.upper is not None
+            origin = found.marks.get("origin")
+            if origin and not directory:
+                ino = state.origin_ino(origin)
+                if ino is not None:
+                    return ino
+            return state.numbers.number(state.upper.device(found.stat), found.stat.st_ino)
+    layer, ref = resolved.lowers[0]
+    status = layer.stat(ref) if found is not None else resolved.status
+    if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode) and _breaks_links(state):
+        return state.numbers.broken_link(parent.ino, name, status.st_ino)
+    return state.numbers.number(layer.device(status), status.st_ino)
+
+
+def _breaks_links(state: State) -> bool:
+    return state.upper is not None and not state.index_on
