@@ -241,7 +241,9 @@ class Kernel(Mounted):
     """The kernel's overlayfs."""
 
     name = "kernel"
-    dialect = observe.Dialect(directory_nlink=False, removed_nlink=False, linked_d_ino=False)
+    dialect = observe.Dialect(
+        directory_nlink=False, removed_nlink=False, removed_copy_up=False, linked_d_ino=False
+    )
     options = b"redirect_dir=on,index=on,xino=auto,metacopy=off"
 
     def start(self) -> None:

@@ -48,6 +48,8 @@ class Dialect:
         directory_nlink: st_nlink of directories counts their subdirectories.
         stable_ino: a file's st_ino outlives copy-up and remount.
         removed_nlink: an open file without a name left has st_nlink 0.
+        removed_copy_up: a file of a lower layer that was removed while open can still be changed
+            through the descriptor.
         linked_d_ino: d_ino agrees with st_ino for files that have, or had, several names too.
         hidden_links: names in lower layers that the stack hides are counted in st_nlink.
     """
@@ -55,6 +57,7 @@ class Dialect:
     directory_nlink: bool = True
     stable_ino: bool = True
     removed_nlink: bool = True
+    removed_copy_up: bool = True
     linked_d_ino: bool = True
     hidden_links: bool = True
 

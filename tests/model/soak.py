@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     whiteouts: tuple[str, ...] = layers.WHITEOUT_FORMS
     if "kernel" in subjects:
         features = Features(zero_devices=False, rename_whiteout=False, names=generate.SHORT_NAMES)
-        whiteouts = layers.WHITEOUT_FORMS[:2]
+        whiteouts = ("device",)
     while total < chosen.operations:
         with scratch_directory(chosen.layers_on) as scratch:
             make = subject_makers(subjects, scratch)

@@ -489,7 +489,9 @@ class Tree:
         if size != len(inode.content) or always:
             inode.mtime = self._now()
         else:
-            inode.mtime = Times(min(inode.mtime.low, self._now().low), None)
+            known = inode.mtime
+            later = known.high is not None and known.high > self.clock_ns
+            inode.mtime = Times(min(known.low, self._now().low), known.high if later else None)
         inode.drop_privileges()
         del inode.content[size:]
         inode.content.extend(bytes(size - len(inode.content)))
