@@ -1,0 +1,155 @@
+"""Which node the kernel means by a node id, how often it was told of it, when it is forgotten.
+
+The kernel counts every reply that carries an entry and gives the count back with FORGET
+(fuse_forget_in.nlookup); only when both agree on zero is a node id free. Not thread safe: the
+caller holds the lock of the mount.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from overlayfs_py.overlay.node import Node
+
+ROOT_ID = 1
+"""FUSE_ROOT_ID in <linux/fuse.h>; never looked up and never forgotten."""
+
+_INSTEAD_OF_ROOT_ID = (1 << 64) - 1
+
+
+class NodeIds(Protocol):
+    """How a transport names nodes."""
+
+    def id_of(self, node: Node) -> int:
+        """The id for a node that has none yet; never 0 or 1."""
+
+
+class InodeNumbers:
+    """Node ids are st_ino, as pyfuse3 has it: its EntryAttributes hold one number for both."""
+
+    def id_of(self, node: Node) -> int:
+        # A layer may hold an inode 1 that is not the root.
+        return node.ino if node.ino > ROOT_ID else _INSTEAD_OF_ROOT_ID
+
+
+class Counter:
+    """Node ids that are never used again."""
+
+    def __init__(self) -> None:
+        self._next = itertools.count(ROOT_ID + 1)
+
+    def id_of(self, node: Node) -> int:
+        return next(self._next)
+
+
+class Record:
+    """One node that the kernel may name.
+
+    `lookups` is what FORGET has still to give back, `pins` how many requests under way need the
+    node whatever the kernel forgets, `generation` tells users of one number apart.
+    """
+
+    __slots__ = ("generation", "id", "lookups", "node", "pins")
+
+    def __init__(self, id: int, node: Node, generation: int) -> None:
+        self.id = id
+        self.node = node
+        self.generation = generation
+        self.lookups = 0
+        self.pins = 0
+
+
+class NodeTable:
+    """All records of one mount.
+
+    Args:
+        root: has id 1 and stays.
+        ids: names nodes that come in.
+        drop: called with each node that left the table.
+    """
+
+    def __init__(self, root: Node, ids: NodeIds, drop: Callable[[Node], None]) -> None:
+        self._ids = ids
+        self._drop = drop
+        self._generations = itertools.count(1)
+        self._root = Record(ROOT_ID, root, 0)
+        self._by_id: dict[int, Record] = {ROOT_ID: self._root}
+        self._by_node: dict[Node, Record] = {root: self._root}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self._by_id.values())
+
+    def __getitem__(self, id: int) -> Record:
+        """Raises KeyError if the kernel was never told of `id`, or has forgotten it."""
+        return self._by_id[id]
+
+    def enter(self, node: Node) -> Record:
+        """Count one more reply that names `node`.
+
+        A number whose last user is still known gets a new generation: the kernel then gives up
+        the inode it has for that number (fuse_iget), and what it owes for both stays one count.
+        """
+        record = self._by_node.get(node)
+        if record is None:
+            record = self._add(node)
+        record.lookups += 1
+        return record
+
+    def _add(self, node: Node) -> Record:
+        id = self._ids.id_of(node)
+        assert id > ROOT_ID, f"node id {id} is reserved"
+        former = self._by_id.get(id)
+        record = Record(id, node, 0 if former is None else next(self._generations))
+        if former is not None:
+            record.lookups, former.lookups = former.lookups, 0
+            del self._by_node[former.node]
+            if not former.pins:
+                self._drop(former.node)
+        self._by_id[id] = record
+        self._by_node[node] = record
+        return record
+
+    def forget(self, id: int, count: int) -> None:
+        """Take back `count` replies.
+
+        Raises:
+            KeyError: of a node that is not known.
+            ValueError: more than were counted; the node is dropped all the same.
+        """
+        record = self._by_id[id]
+        if record is self._root:
+            return
+        excess = count > record.lookups
+        record.lookups = 0 if excess else record.lookups - count
+        self._release(record)
+        if excess:
+            raise ValueError(f"node {id} forgotten more often than it was looked up")
+
+    def pin(self, record: Record) -> None:
+        """Keep a node although the kernel may forget it; undone with `unpin`."""
+        record.pins += 1
+
+    def unpin(self, record: Record) -> None:
+        record.pins -= 1
+        self._release(record)
+
+    def _release(self, record: Record) -> None:
+        if record.lookups or record.pins or record is self._root:
+            return
+        if self._by_id.get(record.id) is record:
+            del self._by_id[record.id]
+            del self._by_node[record.node]
+        self._drop(record.node)
+
+    def clear(self) -> None:
+        """Forget all but the root, as at the end of a mount, when the kernel sends no FORGET."""
+        for record in list(self._by_id.values()):
+            if record is not self._root:
+                record.lookups = 0
+                self._release(record)
