@@ -35,6 +35,8 @@ UMOUNT_NOFOLLOW = 8
 
 # Words that decide the same thing; the last one said counts. "" is the word that needs no saying.
 GROUPS: dict[str, str] = {
+    "ro": "ro",
+    "rw": "ro",
     "suid": "suid",
     "nosuid": "suid",
     "dev": "dev",
@@ -92,14 +94,17 @@ PROPAGATION: dict[str, int] = {
 }
 
 
-def settle(words: list[str]) -> list[str]:
-    """The flag words that remain of `words`: the last of each group, without those the kernel
-    implies.
-    """
+def last_of_each(words: list[str]) -> list[str]:
+    """The flag words that count among `words`: the last of each group."""
     last: dict[str, str] = {}
     for word in words:
         last[GROUPS[word]] = word
-    return [word for word in last.values() if word not in IMPLIED]
+    return list(last.values())
+
+
+def settle(words: list[str]) -> list[str]:
+    """`last_of_each`, without what the kernel does anyway."""
+    return [word for word in last_of_each(words) if word not in IMPLIED]
 
 
 def bits(words: list[str]) -> int:

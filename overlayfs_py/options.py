@@ -29,8 +29,9 @@ class MountOptions:
     where the upper's filesystem has file handles. `userxattr` None: trusted.* with CAP_SYS_ADMIN
     in the initial user namespace, else user.*. `uidmapping` and `gidmapping` are fuse-overlayfs's
     triples in its order. `timeout` is in seconds, None: no limit. `allow_other` None: when root
-    mounts. `kernel_flags` and `propagation` are words of `mount_flags`. `notes` are lines for the
-    log about options that were given and have no effect.
+    mounts. `kernel_flags` and `propagation` are words of `mount_flags`; at a remount they are all
+    that was said, ro and rw included. `notes` are lines for the log about options that were given
+    and have no effect.
     """
 
     lowerdirs: list[bytes] = field(default_factory=list)
@@ -146,9 +147,11 @@ class _Parser:
         fs/overlayfs/params.c.
         """
         options = self.options
-        options.kernel_flags = mount_flags.settle(self.flag_words)
         if options.remount:
+            options.kernel_flags = mount_flags.last_of_each(self.flag_words)
             return options
+        words = [word for word in self.flag_words if word not in ("ro", "rw")]
+        options.kernel_flags = mount_flags.settle(words)
         for name in sorted(DROPPED_AT_REMOUNT & self.said):
             raise UserError(f"mount option {name} cannot be honoured: {REFUSED[name]}")
         self._settle_layers()
@@ -320,6 +323,7 @@ def _id_number(name: str, text: str) -> int:
 def _read_only(parser: _Parser, name: str, value: str | None) -> None:
     _no_value(name, value)
     parser.options.read_only = name == "ro"
+    parser.flag_words.append(name)
 
 
 def _lowerdir(parser: _Parser, name: str, value: str | None) -> None:

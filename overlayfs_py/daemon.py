@@ -1,0 +1,193 @@
+"""The process that serves a mount: event loop, signals, shutdown.
+
+Imported only once the cheap checks are through, since the event loop and the transport take their
+time. `client` starts it. pyfuse3 has one session in a process, so a process serves one mount;
+whatever concerns one mount is in `Service`, whatever concerns the process is in `serve`. The main
+thread runs trio.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+import trio
+
+from overlayfs_py import mount_flags, mountinfo, preflight, protection, registry
+from overlayfs_py.errors import UserError
+from overlayfs_py.holds import Hold
+from overlayfs_py.mount import Mount
+from overlayfs_py.options import MountOptions
+from overlayfs_py.unmount import detach
+
+log = logging.getLogger(__name__)
+
+
+def serve(options: MountOptions, mountpoint: bytes, on_live: Callable[[], None]) -> None:
+    """Mount, and serve until somebody unmounts or a signal asks for the end.
+
+    Args:
+        mountpoint: absolute.
+        on_live: called once, when the mount answers.
+
+    Raises:
+        UserError: it cannot be mounted; nothing is left behind.
+        Exception: a bug; its traceback is in the log.
+    """
+    protection.settle()
+    # A caller that was killed while it waited must not take the daemon's thread down in the middle
+    # of a mount.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    try:
+        service = Service(options, mountpoint)
+    except UserError as error:
+        log.error("%s", error)
+        raise
+    try:
+        service.run(on_live)
+    except UserError as error:
+        log.error("%s", error)
+        raise
+    except BaseException:
+        log.exception("the mount on %s ended by a bug", os.fsdecode(mountpoint))
+        raise
+    finally:
+        service.close()
+
+
+class Service:
+    """One mount from the first check to the last lock."""
+
+    def __init__(self, options: MountOptions, mountpoint: bytes) -> None:
+        """Check everything, lock upper and work, write the record.
+
+        Raises:
+            UserError: it cannot be mounted.
+        """
+        self.options = options
+        preflight.check_mountpoint(mountpoint)
+        self.mountpoint = mountinfo.real_path(mountpoint)
+        _find_named_upper(options)
+        self._hold: Hold = preflight.check(options, self.mountpoint)
+        self._before = mountinfo.top(self.mountpoint)
+        self._registration: registry.Registration | None = None
+        try:
+            self._registration = registry.Registration(registry.record_of(options, self.mountpoint))
+        except OSError as error:
+            log.warning("ps and umount will not know this mount: %s", error)
+        for note in options.notes:
+            log.warning("%s", note)
+
+    def run(self, on_live: Callable[[], None]) -> None:
+        """Serve until the mount is gone."""
+        mount = Mount(self.options, self.mountpoint)
+        failures: list[BaseException] = []
+
+        async def main() -> None:
+            async with trio.open_nursery() as nursery:
+
+                def live() -> None:
+                    # Called from inside the transport, which has no use for our exceptions.
+                    try:
+                        self._went_live()
+                        on_live()
+                    except Exception as error:
+                        failures.append(error)
+                        nursery.cancel_scope.cancel()
+
+                await nursery.start(_unmount_on_signal, self.mountpoint, nursery.cancel_scope)
+                await mount.serve(live)
+                nursery.cancel_scope.cancel()
+
+        trio.run(main)
+        if failures:
+            raise failures[0]
+        log.info("unmounted %s", os.fsdecode(self.mountpoint))
+
+    def _went_live(self) -> None:
+        entry = mountinfo.top(self.mountpoint)
+        if entry is None:
+            # Another mount namespace or a path that was moved: it works, but `ps` cannot say its
+            # device.
+            log.warning("%s is not in the mount table", os.fsdecode(self.mountpoint))
+        else:
+            self._apply_flags(entry)
+            if self._registration is not None:
+                self._registration.update(device=os.fsdecode(entry.device))
+        log.info("mounted %s", os.fsdecode(self.mountpoint))
+
+    def _apply_flags(self, entry: mountinfo.MountEntry) -> None:
+        """What the transport could not pass on: flags that its library does not know, propagation."""
+        words = os.fsdecode(entry.options).split(",")
+        # The others belong to the filesystem rather than to this mount of it, or are the rule.
+        own = {"nosuid", "nodev", "noexec", "noatime", "nodiratime", "strictatime", "nosymfollow"}
+        missing = own.intersection(self.options.kernel_flags).difference(words)
+        if missing:
+            kept = [word for word in words if mount_flags.GROUPS.get(word) not in _groups(missing)]
+            flags = mount_flags.bits([*kept, *missing])
+            self._try(mount_flags.MS_REMOUNT | mount_flags.MS_BIND | flags, ",".join(missing))
+        for word in self.options.propagation:
+            self._try(mount_flags.PROPAGATION[word], word)
+
+    def _try(self, flags: int, words: str) -> None:
+        try:
+            mount_flags.mount(None, self.mountpoint, None, flags)
+        except OSError as error:
+            log.warning("mount option %s has no effect: %s", words, error.strerror)
+
+    def close(self) -> None:
+        """Leave nothing behind: no mount, no record, no lock."""
+        with contextlib.suppress(OSError):
+            entry = mountinfo.top(self.mountpoint)
+            before = self._before.mount_id if self._before else None
+            if entry is not None and entry.mount_id != before and self._is_ours(entry):
+                detach(self.mountpoint)
+        if self._registration is not None:
+            self._registration.close()
+        self._hold.close()
+
+    def _is_ours(self, entry: mountinfo.MountEntry) -> bool:
+        # Somebody may have unmounted ours and mounted something else here already.
+        if self._registration is not None and self._registration.record.device:
+            return os.fsdecode(entry.device) == self._registration.record.device
+        return entry.fstype == f"fuse.{self.options.subtype}".encode()
+
+
+def _groups(words: set[str]) -> set[str]:
+    return {mount_flags.GROUPS[word] for word in words}
+
+
+def _find_named_upper(options: MountOptions) -> None:
+    """Turn `upper_name` into directories of the layer store."""
+    if options.upper_name is None:
+        return
+    assert options.image is not None
+    from layerstore.errors import StoreError
+    from layerstore.store import Store
+
+    try:
+        store = Store.open(options.store_root, create=False)
+        image = store.resolve(options.image)
+        options.upperdir, options.workdir = store.named_upper(options.upper_name, image)
+    except StoreError as error:
+        raise UserError(str(error)) from None
+
+
+async def _unmount_on_signal(
+    mountpoint: bytes,
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    """The first SIGTERM or SIGINT unmounts; files that are still open then end with ENOTCONN."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("%s: unmounting", signal.Signals(number).name)
+            # The unmount asks this very process for what is still to be written.
+            await trio.to_thread.run_sync(detach, mountpoint)
+            scope.cancel()
+            return
