@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import stat
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from tests.model import layers, observe
-from tests.model.generate import GROWING, KINDS, Features, Generator, Operation, op
+from tests.model.generate import Features, Generator, Operation, op
 from tests.model.layers import Layer
 from tests.model.observe import Dialect, Identity, Seen
 from tests.model.tree import OPERATIONS, Times, Tree, Unpredicted
-
-TREE_MAX = 45
-"""Names in the tree above which `Comparison.kinds` leaves out what makes it grow."""
 
 
 class Subject(Protocol):
@@ -78,15 +74,9 @@ class Comparison:
         os.umask(umask)
         self._identities = [Identity() for _ in self.subjects]
 
-    def kinds(self) -> list[str]:
-        """The kinds of operation that are sensible now."""
-        names = sum(1 for _ in self.tree.walk())
-        return [kind for kind in KINDS if names < TREE_MAX or kind not in GROWING]
-
-    def draw(self, chance: random.Random) -> Operation:
-        kinds = self.kinds()
-        kind = chance.choices(kinds, [KINDS[kind][0] for kind in kinds])[0]
-        return self.generator.of_kind(kind, chance)
+    def names(self) -> int:
+        """How many names the tree has."""
+        return sum(1 for _ in self.tree.walk())
 
     def run(self, operation: Operation) -> bool:
         """Carry `operation` out on all; False if the model does not predict it, and then nothing

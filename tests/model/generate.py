@@ -65,6 +65,7 @@ class Features:
     zero_devices: bool = True
     rename_whiteout: bool = True
     overlay_xattrs: bool = True
+    umask_and_default_acls: bool = True
     names: tuple[bytes, ...] = NAMES
 
 
@@ -128,15 +129,11 @@ def random_acl(chance: random.Random) -> bytes:
 
 
 class Generator:
-    """Chooses operations for `tree`; `kinds` maps each kind's name to (weight, method)."""
+    """Chooses operations for `tree`."""
 
     def __init__(self, tree: Tree, features: Features) -> None:
         self.tree = tree
         self.features = features
-
-    def any(self, chance: random.Random) -> Operation:
-        kind = chance.choices(list(KINDS), [weight for weight, _ in KINDS.values()])[0]
-        return self.of_kind(kind, chance)
 
     def of_kind(self, kind: str, chance: random.Random) -> Operation:
         return KINDS[kind][1](self, chance)

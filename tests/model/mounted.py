@@ -49,29 +49,18 @@ def renameat2(old: bytes, new: bytes, flags: int) -> None:
     _check(_libc.renameat2(AT_FDCWD, old, AT_FDCWD, new, flags))
 
 
-class Mounted:
-    """A union below `scratch`: layers, upper and work directory there, mounted at scratch/merged.
-
-    A subclass says how it is mounted.
-    """
-
-    name = "mounted"
-    dialect = observe.Dialect()
+class Scratch:
+    """The directories of one union below `scratch`: lowers (top first), upper and work."""
 
     def __init__(self, scratch: bytes, stack: list[Layer]) -> None:
         self.scratch = scratch
-        self.merged = os.path.join(scratch, b"merged")
-        self.handles: dict[int, int] = {}
-        self.readable: dict[int, bool] = {}
         self._made = 0
-        os.makedirs(self.merged)
-        self.lowers = []
+        self.lowers: list[bytes] = []
         for layer in stack:
             directory = self._new_directory(b"lower")
             write_layer(layer, directory)
             self.lowers.append(directory)
         self._new_upper()
-        self.start()
 
     def _new_directory(self, kind: bytes) -> bytes:
         self._made += 1
@@ -83,6 +72,27 @@ class Mounted:
     def _new_upper(self) -> None:
         self.upper = self._new_directory(b"upper")
         self.work = self._new_directory(b"work")
+
+    def rotate_directories(self) -> None:
+        """The upper becomes the top lower, below a new upper and work directory."""
+        shutil.rmtree(self.work)
+        self.lowers.insert(0, self.upper)
+        self._new_upper()
+
+
+class Mounted(Scratch):
+    """A union mounted at scratch/merged; a subclass says how."""
+
+    name = "mounted"
+    dialect = observe.Dialect()
+
+    def __init__(self, scratch: bytes, stack: list[Layer], umask: int) -> None:
+        super().__init__(scratch, stack)
+        self.merged = os.path.join(scratch, b"merged")
+        os.mkdir(self.merged)
+        self.handles: dict[int, int] = {}
+        self.readable: dict[int, bool] = {}
+        self.start()
 
     # What a subclass gives.
 
@@ -109,7 +119,7 @@ class Mounted:
         self.start()
 
     def rotate(self, settle: list[bytes]) -> None:
-        """The upper becomes the top lower, below a new upper and work directory.
+        """`rotate_directories`, with the tree settled first.
 
         The index in the old work directory is what keeps a lower file with several names one
         file, so each of the paths `settle` is copied up first, under all its names.
@@ -119,9 +129,7 @@ class Mounted:
             st = os.lstat(self._at(path))
             os.utime(self._at(path), ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=False)
         self.stop()
-        shutil.rmtree(self.work)
-        self.lowers.insert(0, self.upper)
-        self._new_upper()
+        self.rotate_directories()
         self.start()
 
     def end(self) -> None:

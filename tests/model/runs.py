@@ -1,0 +1,133 @@
+"""One run of a comparison: what its seed decides, carrying it out, and shortening what failed."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from tests.model import acl, compare, layers
+from tests.model.compare import Comparison, Disagreement, Subject
+from tests.model.generate import GROWING, KINDS, SHORT_NAMES, Features, Operation
+from tests.model.layers import WHITEOUT_FORMS, Layer
+from tests.model.mounted import FuseOverlayfs, Kernel
+
+TREE_MAX = 45
+"""Names in the tree above which nothing is added, so that looking at all of it stays quick."""
+
+SHRINKING = ("unlink", "rmdir", "rename", "write")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What all subjects of a comparison can do, and how a layer may say that something is gone."""
+
+    features: Features
+    whiteouts: tuple[str, ...] = WHITEOUT_FORMS
+
+
+ALL = Rules(Features())
+AS_THE_KERNEL = Rules(
+    Features(zero_devices=False, rename_whiteout=False, names=SHORT_NAMES), ("device",)
+)
+"""Without what the kernel's overlayfs refuses or gets wrong (SEMANTICS.md names it)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the seed of a run decides. `kinds`: a run often leaves some kinds of operation out."""
+
+    seed: int
+    stack: list[Layer]
+    umask: int
+    check_every: int
+    features: Features
+    kinds: dict[str, float]
+
+    def comparison(self, make: Iterable[Make]) -> Comparison:
+        return Comparison(self.stack, list(make), self.features, self.umask)
+
+    def draw(self, comparison: Comparison, chance: random.Random) -> Operation:
+        kind = chance.choices(list(self.kinds), list(self.kinds.values()))[0]
+        if kind in GROWING and comparison.names() >= TREE_MAX:
+            kind = chance.choice(SHRINKING)
+        return comparison.generator.of_kind(kind, chance)
+
+
+Make = Callable[[list[Layer], int], Subject]
+
+
+def plan(seed: int, rules: Rules) -> Plan:
+    chance = random.Random(seed)
+    features = rules.features
+    count = chance.randint(1, 4)
+    stack = layers.random_stack(chance, count, features.names, rules.whiteouts)
+    if rules.whiteouts == ("device",):
+        layers.drop_stray_whiteouts(stack)
+    umask = chance.choice([0, 0, 0o022, 0o077])
+    if umask and not features.umask_and_default_acls:
+        features = replace(features, default_acls=False)
+        for layer in stack:
+            for entry in layer.values():
+                entry.xattrs.pop(acl.DEFAULT, None)
+    kinds = {kind: weight for kind, (weight, _) in KINDS.items()}
+    if chance.random() < 0.5:
+        for kind in chance.sample(sorted(kinds), chance.randint(1, len(kinds) - 8)):
+            del kinds[kind]
+    return Plan(seed, stack, umask, chance.choice([1, 1, 5, 20]), features, kinds)
+
+
+def makers(names: Iterable[str], scratch: str) -> list[Make]:
+    """For each subject's name a function that makes it in a directory of its own below
+    `scratch`."""
+
+    def maker(kind: Callable[[bytes, list[Layer], int], Subject]) -> Make:
+        def make(stack: list[Layer], umask: int) -> Subject:
+            return kind(os.fsencode(tempfile.mkdtemp(dir=scratch)), stack, umask)
+
+        return make
+
+    kinds: dict[str, Callable[[bytes, list[Layer], int], Subject]] = {
+        "kernel": Kernel,
+        "fuse-overlayfs": FuseOverlayfs,
+    }
+    return [maker(kinds[name]) for name in names]
+
+
+def one_run(plan: Plan, make: list[Make], length: int) -> tuple[list[Operation], str | None]:
+    """Operations done, and what disagreed."""
+    chance = random.Random(~plan.seed)
+    comparison = plan.comparison(make)
+    try:
+        comparison.check()
+        for at in range(length):
+            comparison.run(plan.draw(comparison, chance))
+            if at % plan.check_every == 0:
+                comparison.check()
+        comparison.check()
+    except Disagreement as disagreement:
+        return comparison.done, str(disagreement)
+    finally:
+        comparison.end()
+    return comparison.done, None
+
+
+def explain(plan: Plan, make: list[Make], done: list[Operation], seconds: float = 60) -> str:
+    """The layers and the shortest failing sequence that is found in `seconds`."""
+
+    def again() -> Comparison:
+        return plan.comparison(make)
+
+    short = compare.shorten(again, done, seconds)
+    lines = [f"umask {plan.umask:#o}, layers, top first:"]
+    for layer in plan.stack:
+        lines += [
+            "  {",
+            *(f"    {path!r}: {entry},"[:400] for path, entry in layer.items()),
+            "  },",
+        ]
+    lines += ["operations:", *(f"    {operation}" for operation in short)]
+    lines.append(compare.replay(again, short) or "(does not fail when every step is checked)")
+    return "\n".join(lines)

@@ -1,0 +1,36 @@
+"""Scratch directories for layers, and what a test needs to mount anything."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from tests.model.mounted import mount, unmount
+
+
+@contextlib.contextmanager
+def scratch_directory(kind: str = "tmpfs") -> Iterator[str]:
+    """An empty directory; "tmpfs" mounts one there, "disk" takes the temporary directory's own."""
+    path = tempfile.mkdtemp(prefix="overlayfs-py-model-")
+    if kind == "tmpfs":
+        mount(b"scratch", os.fsencode(path), b"tmpfs", 0, b"mode=755")
+    try:
+        yield path
+    finally:
+        if kind == "tmpfs":
+            unmount(os.fsencode(path))
+        shutil.rmtree(path)
+
+
+def cannot_mount() -> str | None:
+    """Why this process cannot mount; None if it can."""
+    if os.geteuid() != 0:
+        return "mounting takes root"
+    try:
+        with scratch_directory():
+            return None
+    except OSError as error:
+        return f"mounting is refused: {error.strerror}"
