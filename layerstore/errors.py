@@ -1,0 +1,73 @@
+"""What can go wrong in the store. Every message is one line: what, where, what to do."""
+
+from __future__ import annotations
+
+import os
+
+
+class StoreError(Exception):
+    """A mistake of the user's or damage in what was read: shown as one line, without a
+    traceback.
+    """
+
+
+class SourceInvalid(StoreError):
+    """An image or layer that cannot be taken as it is; nothing of it was imported."""
+
+
+class IndexCorrupt(StoreError):
+    """An index that is not what it should be.
+
+    Args:
+        path: the file.
+        offset: where in it, in bytes.
+        expected: what should have been there, and what was.
+    """
+
+    def __init__(self, path: bytes, offset: int, expected: str) -> None:
+        super().__init__(f"{show(path)}: byte {offset}: {expected}")
+        self.path = path
+        self.offset = offset
+        self.expected = expected
+
+
+class ObjectMissing(StoreError):
+    """An object that an index refers to and the store does not hold.
+
+    Args:
+        digest: "sha256:" and 64 hexadecimal digits.
+    """
+
+    def __init__(self, digest: str) -> None:
+        super().__init__(f"object {digest} is missing from the store: import its image again")
+        self.digest = digest
+
+
+class ObjectCorrupt(StoreError):
+    """An object whose content is not what its name says.
+
+    Args:
+        digest: its name, as in `ObjectMissing`.
+        found: the digest of its content.
+    """
+
+    def __init__(self, digest: str, found: str) -> None:
+        super().__init__(f"object {digest} is damaged: its content has the digest {found}")
+        self.digest = digest
+        self.found = found
+
+
+class ImageUnknown(StoreError):
+    """A name that no image in the store answers to."""
+
+
+class ImageInUse(StoreError):
+    """An image that cannot be removed because a mount or a named upper needs it."""
+
+
+def show(name: bytes | str) -> str:
+    """A file's name for a message: on one line and printable, whatever its bytes are."""
+    text = os.fsdecode(name)
+    if text.isprintable():
+        return text
+    return os.fsencode(text).decode("utf-8", "backslashreplace").encode("unicode_escape").decode()
