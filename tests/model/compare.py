@@ -59,6 +59,7 @@ class Comparison:
     ) -> None:
         self.stack = stack
         self.done: list[Operation] = []
+        self.healthy = True
         self.tree = Tree(umask)
         self.tree.clock_ns = time.time_ns()
         layers.merge(stack, self.tree)
@@ -153,6 +154,7 @@ class Comparison:
                 self._fail(subject, problems)
 
     def _fail(self, subject: Subject, problems: list[str]) -> None:
+        self.healthy = False
         last = self.done[-1] if self.done else "mounting"
         lines = "\n  ".join(problems[:12])
         raise Disagreement(f"{subject.name}, after {last}\n  {lines}")

@@ -6,9 +6,7 @@ import ctypes
 import errno
 import os
 import shutil
-import subprocess
 import time
-from typing import Any
 
 from tests.model import observe
 from tests.model.layers import Layer, write_layer
@@ -49,6 +47,11 @@ def renameat2(old: bytes, new: bytes, flags: int) -> None:
     _check(_libc.renameat2(AT_FDCWD, old, AT_FDCWD, new, flags))
 
 
+def escape_option(path: bytes) -> bytes:
+    """A path inside lowerdir=: backslash, colon and comma mean something there."""
+    return path.replace(b"\\", b"\\\\").replace(b":", b"\\:").replace(b",", b"\\,")
+
+
 class Scratch:
     """The directories of one union below `scratch`: lowers (top first), upper and work."""
 
@@ -72,6 +75,12 @@ class Scratch:
     def _new_upper(self) -> None:
         self.upper = self._new_directory(b"upper")
         self.work = self._new_directory(b"work")
+
+    def directories(self) -> bytes:
+        """The mount options that name them."""
+        lowers = b":".join(map(escape_option, self.lowers))
+        upper, work = escape_option(self.upper), escape_option(self.work)
+        return b"lowerdir=%s,upperdir=%s,workdir=%s" % (lowers, upper, work)
 
     def rotate_directories(self) -> None:
         """The upper becomes the top lower, below a new upper and work directory."""
@@ -238,54 +247,3 @@ class Mounted(Scratch):
 
     def removexattr(self, path: bytes, name: bytes) -> None:
         os.removexattr(self._at(path), name, follow_symlinks=False)
-
-
-def escape_option(path: bytes) -> bytes:
-    """A path inside lowerdir=: backslash, colon and comma mean something there."""
-    return path.replace(b"\\", b"\\\\").replace(b":", b"\\:").replace(b",", b"\\,")
-
-
-class Kernel(Mounted):
-    """The kernel's overlayfs."""
-
-    name = "kernel"
-    dialect = observe.Dialect(
-        directory_nlink=False, removed_nlink=False, removed_copy_up=False, linked_d_ino=False
-    )
-    options = b"redirect_dir=on,index=on,xino=auto,metacopy=off"
-
-    def start(self) -> None:
-        lowers = b":".join(map(escape_option, self.lowers))
-        directories = b"lowerdir=%s,upperdir=%s,workdir=%s" % (lowers, self.upper, self.work)
-        mount(b"overlay", self.merged, b"overlay", 0, directories + b"," + self.options)
-
-
-class FuseOverlayfs(Mounted):
-    """Debian's fuse-overlayfs, for comparison; it fails much of this."""
-
-    name = "fuse-overlayfs"
-    dialect = observe.Dialect(stable_ino=False)
-    daemon: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        lowers = b":".join(map(escape_option, self.lowers))
-        directories = b"lowerdir=%s,upperdir=%s,workdir=%s" % (lowers, self.upper, self.work)
-        self.daemon = subprocess.Popen([b"fuse-overlayfs", b"-f", b"-o", directories, self.merged])
-        await_mount(self.merged, self.daemon)
-
-    def stop(self) -> None:
-        super().stop()
-        assert self.daemon is not None
-        self.daemon.wait(10)
-
-
-def await_mount(mountpoint: bytes, daemon: subprocess.Popen[Any]) -> None:
-    """Return once something is mounted at `mountpoint`; AssertionError if its daemon ends or 20 s
-    pass."""
-    parent = os.stat(os.path.dirname(mountpoint)).st_dev
-    for _ in range(4000):
-        if os.stat(mountpoint).st_dev != parent:
-            return
-        assert daemon.poll() is None, f"the daemon ended with {daemon.returncode}"
-        time.sleep(0.005)
-    raise AssertionError(f"nothing was mounted at {mountpoint!r}")

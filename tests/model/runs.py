@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from tests.model import acl, compare, layers
 from tests.model.compare import Comparison, Disagreement, Subject
 from tests.model.generate import GROWING, KINDS, SHORT_NAMES, Features, Operation
 from tests.model.layers import WHITEOUT_FORMS, Layer
-from tests.model.mounted import FuseOverlayfs, Kernel
+from tests.model.mounts import Alternating, FuseOverlayfs, Kernel, Ours
 
 TREE_MAX = 45
 """Names in the tree above which nothing is added, so that looking at all of it stays quick."""
@@ -22,10 +22,12 @@ SHRINKING = ("unlink", "rmdir", "rename", "write")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What all subjects of a comparison can do, and how a layer may say that something is gone."""
+    """What all subjects of a comparison can do; `whiteouts`: how a layer may say that a name is gone;
+    `weights`: of kinds of operation, where not `KINDS`'s."""
 
     features: Features
     whiteouts: tuple[str, ...] = WHITEOUT_FORMS
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 ALL = Rules(Features())
@@ -72,10 +74,11 @@ def plan(seed: int, rules: Rules) -> Plan:
         for layer in stack:
             for entry in layer.values():
                 entry.xattrs.pop(acl.DEFAULT, None)
-    kinds = {kind: weight for kind, (weight, _) in KINDS.items()}
+    kinds = {kind: rules.weights.get(kind, weight) for kind, (weight, _) in KINDS.items()}
     if chance.random() < 0.5:
         for kind in chance.sample(sorted(kinds), chance.randint(1, len(kinds) - 8)):
-            del kinds[kind]
+            if kind not in rules.weights:
+                del kinds[kind]
     return Plan(seed, stack, umask, chance.choice([1, 1, 5, 20]), features, kinds)
 
 
@@ -92,6 +95,8 @@ def makers(names: Iterable[str], scratch: str) -> list[Make]:
     kinds: dict[str, Callable[[bytes, list[Layer], int], Subject]] = {
         "kernel": Kernel,
         "fuse-overlayfs": FuseOverlayfs,
+        "mounted": Ours,
+        "alternating": Alternating,
     }
     return [maker(kinds[name]) for name in names]
 

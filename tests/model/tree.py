@@ -455,6 +455,8 @@ class Tree:
             return Handle(inode, flags)
         if flags & os.O_CREAT and flags & os.O_EXCL:
             raise fail(errno.EEXIST)
+        if flags & os.O_CREAT and parent.mode & stat.S_ISVTX and inode.uid not in (parent.uid, 0):
+            raise Unpredicted("fs.protected_regular may forbid it, even to root")
         handle = Handle(inode, flags)
         if inode.type == stat.S_IFLNK:
             raise fail(errno.ENOTDIR if flags & os.O_DIRECTORY else errno.ELOOP)

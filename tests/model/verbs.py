@@ -13,10 +13,9 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from overlayfs_py.overlay.overlay import Overlay
-
 from overlayfs_py.overlay.faults import RESTARTS_MAX, Fault
 from overlayfs_py.overlay.node import Node
+from overlayfs_py.overlay.overlay import Overlay
 from overlayfs_py.overlay.values import Attributes, Caller, Changes, DirectoryEntry
 from tests.model import acl
 from tests.model.layers import Layer

@@ -1,0 +1,89 @@
+"""The comparison as a Hypothesis state machine; how a test runs a given number of operations."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+
+import hypothesis
+import hypothesis.stateful
+from hypothesis import strategies as st
+
+from tests.model.compare import Comparison, Disagreement
+from tests.model.runs import Make, Rules, explain, plan
+
+STEPS = 200
+
+
+def run_machine(make: Sequence[Make], rules: Rules, operations: int) -> int:
+    """Run random operations until at least `operations` are done; returns how many it were.
+
+    The seed comes from OVERLAYFS_PY_SEED or by chance and is printed. A failing sequence is
+    shortened by our own means: Hypothesis would start it anew, and mount anew, for every try.
+
+    Raises:
+        AssertionError: with the seed, the layers and the shortest failing sequence.
+    """
+    seed = int(os.environ.get("OVERLAYFS_PY_SEED") or random.SystemRandom().randrange(1 << 32))
+    print(f"seed: OVERLAYFS_PY_SEED={seed}")
+    total = 0
+    explained: dict[int, str] = {}
+
+    class Machine(hypothesis.stateful.RuleBasedStateMachine):
+        comparison: Comparison | None = None
+
+        @hypothesis.stateful.initialize(run_seed=st.integers(0, (1 << 32) - 1))
+        def mount(self, run_seed: int) -> None:
+            self.plan = plan(run_seed, rules)
+            self.comparison = self.plan.comparison(make)
+            self.check()
+
+        @hypothesis.stateful.rule(choice=st.integers(0, (1 << 32) - 1))
+        def operation(self, choice: int) -> None:
+            nonlocal total
+            assert self.comparison is not None
+            drawn = self.plan.draw(self.comparison, random.Random(choice))
+            try:
+                total += self.comparison.run(drawn)
+            except Disagreement as disagreement:
+                self.fail(disagreement)
+            if len(self.comparison.done) % self.plan.check_every == 0:
+                self.check()
+
+        def check(self) -> None:
+            assert self.comparison is not None
+            try:
+                self.comparison.check()
+            except Disagreement as disagreement:
+                self.fail(disagreement)
+
+        def fail(self, disagreement: Disagreement) -> None:
+            assert self.comparison is not None
+            # Hypothesis comes here again when it repeats what failed; once is enough.
+            if self.plan.seed not in explained:
+                done = self.comparison.done
+                explained[self.plan.seed] = explain(self.plan, list(make), done)
+            text = explained[self.plan.seed]
+            raise AssertionError(f"OVERLAYFS_PY_SEED={seed}: {disagreement}\n{text}")
+
+        def teardown(self) -> None:
+            if self.comparison is not None:
+                try:
+                    if self.comparison.healthy:
+                        self.check()
+                finally:
+                    self.comparison.end()
+
+    settings = hypothesis.settings(
+        max_examples=-(-operations // STEPS),
+        stateful_step_count=STEPS,
+        deadline=None,
+        database=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    while total < operations:
+        seeded = hypothesis.seed(seed + total)(Machine)
+        hypothesis.stateful.run_state_machine_as_test(seeded, settings=settings)
+    return total

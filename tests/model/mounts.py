@@ -1,0 +1,131 @@
+"""How each implementation is mounted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from typing import Any, ClassVar
+
+from tests.model import observe
+from tests.model.layers import Layer
+from tests.model.mounted import Mounted, mount, unmount
+
+
+def await_mount(mountpoint: bytes, daemon: subprocess.Popen[Any]) -> None:
+    """Return once something is mounted at `mountpoint`; AssertionError if its daemon ends first."""
+    parent = os.stat(os.path.dirname(mountpoint)).st_dev
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if os.stat(mountpoint).st_dev != parent:
+            return
+        assert daemon.poll() is None, f"the daemon ended with {daemon.returncode}"
+        time.sleep(0.005)
+    raise AssertionError(f"nothing was mounted at {mountpoint!r}")
+
+
+class Kernel(Mounted):
+    """The kernel's overlayfs."""
+
+    name = "kernel"
+    dialect = observe.Dialect(
+        directory_nlink=False, removed_nlink=False, removed_copy_up=False, linked_d_ino=False
+    )
+    kernel_options = b"redirect_dir=on,index=on,xino=auto,metacopy=off"
+
+    def start(self) -> None:
+        data = self.directories() + b"," + self.kernel_options
+        mount(b"overlay", self.merged, b"overlay", 0, data)
+
+
+class Served(Mounted):
+    """Mounted by a command that serves it in the foreground; its output is kept beside."""
+
+    command: ClassVar[tuple[str, ...]]
+    options = b""
+    daemon: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = self.directories() + (b"," + self.options if self.options else b"")
+        self.log = os.path.join(self.scratch, b"log")
+        with open(self.log, "ab") as log:
+            self.daemon = subprocess.Popen(
+                [*self.command, "-f", "-o", options, self.merged],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=b"/",
+            )
+        try:
+            await_mount(self.merged, self.daemon)
+        except BaseException:
+            self.daemon.kill()
+            self.daemon.wait()
+            raise AssertionError(self.said()) from None
+
+    def said(self) -> str:
+        with open(self.log, errors="replace") as log:
+            return log.read()
+
+    def stop(self) -> None:
+        assert self.daemon is not None
+        try:
+            unmount(self.merged)
+            status = self.daemon.wait(30)
+        except BaseException:
+            self.daemon.kill()
+            self.daemon.wait()
+            raise
+        assert status == 0, f"the daemon ended with {status}: {self.said()}"
+
+
+class FuseOverlayfs(Served):
+    """Debian's fuse-overlayfs, for comparison; it fails much of this."""
+
+    name = "fuse-overlayfs"
+    dialect = observe.Dialect(stable_ino=False)
+    command = ("fuse-overlayfs",)
+
+
+class Ours(Served):
+    """overlayfs-py, as a user mounts it. Anything it says is a failure."""
+
+    name = "mounted"
+    command = (sys.executable, "-m", "overlayfs_py")
+
+    def stop(self) -> None:
+        super().stop()
+        assert not self.said(), self.said()
+
+
+class Alternating(Ours, Kernel):
+    """Kernel and overlayfs-py in turn on the same directories: each mounts what the other wrote."""
+
+    name = "alternating"
+    # What the weaker of the two shows; st_ino need not agree between them.
+    dialect = observe.Dialect(
+        directory_nlink=False,
+        removed_nlink=False,
+        removed_copy_up=False,
+        linked_d_ino=False,
+        stable_ino=False,
+    )
+
+    def __init__(self, scratch: bytes, stack: list[Layer], umask: int) -> None:
+        self._kernel_next = os.path.basename(scratch)[-1] in b"aeimquy0246"
+        super().__init__(scratch, stack, umask)
+
+    def start(self) -> None:
+        self._kernel_now = self._kernel_next
+        self._kernel_next = not self._kernel_now
+        if self._kernel_now:
+            Kernel.start(self)
+        else:
+            Ours.start(self)
+
+    def stop(self) -> None:
+        if self._kernel_now:
+            Kernel.stop(self)
+        else:
+            Ours.stop(self)
