@@ -171,7 +171,7 @@ def _mount_id(path: bytes) -> int:
 
 
 def _check_overlaps(layers: list[tuple[str, bytes]]) -> None:
-    """No layer may be, hold or lie in another."""
+    """No layer may be another, and none but upper and work may lie in another."""
     roots: dict[str, tuple[str, bytes]] = {}
     for kind, path in layers:
         identity = registry.identity(path)
@@ -186,7 +186,9 @@ def _check_overlaps(layers: list[tuple[str, bytes]]) -> None:
     above = _Above(roots)
     for kind, path in layers:
         found = above.nearest(path)
-        if found is not None:
+        # The kernel allows upper and work inside a lower (since Linux 5.12): an overlay of / needs
+        # it.
+        if found is not None and (kind == "lowerdir" or found[0] != "lowerdir"):
             raise UserError(
                 f"{kind} {os.fsdecode(path)} lies inside {found[0]} {os.fsdecode(found[1])}: "
                 "layers must be separate trees"
