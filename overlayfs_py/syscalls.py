@@ -157,7 +157,9 @@ def _timespec(ns: int | None) -> bytes:
     return struct.pack("qq", ns // 1_000_000_000, ns % 1_000_000_000)
 
 
-def setxattr(path: bytes, name: str | bytes, value: bytes, flags: int = 0, follow: bool = False) -> None:
+def setxattr(
+    path: bytes, name: str | bytes, value: bytes, flags: int = 0, follow: bool = False
+) -> None:
     os.setxattr(path, name, value, flags, follow_symlinks=follow)
 
 
@@ -197,6 +199,11 @@ def clone_file(src: int, dst: int) -> bool:
     return True
 
 
+def syncfs(fd: int) -> None:
+    """syncfs(2) of the filesystem that `fd` is on."""
+    _check(_libc.syncfs(fd))
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -213,7 +220,9 @@ def name_to_handle(dir_fd: int, path: bytes) -> tuple[int, bytes] | None:
 
     Needs no privilege. With an empty path: of `dir_fd` itself.
     """
-    buffer = ctypes.create_string_buffer(struct.pack("Ii", _HANDLE_BYTES_MAX, 0), 8 + _HANDLE_BYTES_MAX)
+    buffer = ctypes.create_string_buffer(
+        struct.pack("Ii", _HANDLE_BYTES_MAX, 0), 8 + _HANDLE_BYTES_MAX
+    )
     mount_id = ctypes.create_string_buffer(4)
     flags = AT_EMPTY_PATH if not path else 0
     if _libc.name_to_handle_at(dir_fd, path, buffer, mount_id, flags) < 0:

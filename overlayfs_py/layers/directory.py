@@ -24,7 +24,7 @@ from overlayfs_py.layers.content import FileContent
 from overlayfs_py.layers.filehandle import Filesystem
 from overlayfs_py.layers.layer import Found
 from overlayfs_py.layers.place import Place
-from overlayfs_py.layers.tree import DT_REG, DT_WHT, Row, Tree
+from overlayfs_py.layers.tree import DT_REG, DT_WHT, PrivateMount, Row, Tree
 
 _NO_MARKS: dict[str, bytes] = {}
 _OVERRIDE_NAMES = (
@@ -46,9 +46,15 @@ class DirectoryLayer:
 
     local = True
 
-    def __init__(self, path: bytes, marks: Marks, *, read_only: bool = True) -> None:
+    def __init__(self, path: bytes, marks: Marks) -> None:
+        path = os.path.realpath(path)
+        clone = PrivateMount.of(path, read_only=True)
+        self._open(path, marks, Tree(path, True, clone), clone)
+
+    def _open(self, path: bytes, marks: Marks, tree: Tree, clone: PrivateMount | None) -> None:
         self.path = path
-        self.tree = Tree(path, read_only)
+        self.tree = tree
+        self._clone = clone
         self.names = marks
         self._prefix = marks.prefix.decode()
         self.filesystem = Filesystem(self.tree.fd)
@@ -58,6 +64,8 @@ class DirectoryLayer:
 
     def close(self) -> None:
         self.tree.close()
+        if self._clone is not None:
+            self._clone.close()
 
     def root(self) -> bytes:
         return b""
@@ -104,9 +112,7 @@ class DirectoryLayer:
 
     def _find_directory(self, path: bytes, status: os.stat_result, below: bool) -> Found:
         marks = self._read_marks(self.tree.at(path))
-        opaque = marks.get("opaque") == OPAQUE_YES or (
-            below and self._exists(path, OCI_OPAQUE)
-        )
+        opaque = marks.get("opaque") == OPAQUE_YES or (below and self._exists(path, OCI_OPAQUE))
         return Found(
             path,
             self._overridden(path, status),
@@ -199,6 +205,9 @@ class DirectoryLayer:
 
     def device(self, status: os.stat_result) -> Hashable:
         return status.st_dev
+
+    def statvfs(self) -> os.statvfs_result:
+        return os.fstatvfs(self.tree.fd)
 
     def handle(self, ref: bytes) -> bytes | None:
         place = self.tree.at(ref)

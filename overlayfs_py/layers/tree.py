@@ -34,6 +34,8 @@ DT_UNKNOWN, DT_FIFO, DT_CHR, DT_DIR, DT_BLK, DT_REG, DT_LNK, DT_SOCK, DT_WHT = (
     14,
 )
 
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
 
 class Row(NamedTuple):
     """One name of a real directory; `type` is a DT_* number (DT_WHT: a whiteout), `ino` is the layer's own."""
@@ -43,49 +45,81 @@ class Row(NamedTuple):
     ino: int
 
 
+class PrivateMount:
+    """A private clone of the part of a mount below `base`; lives until it is closed.
+
+    As the kernel's overlayfs sees its layers: what else is mounted below does not show, and reading through a
+    read-only clone updates no access time.
+    """
+
+    def __init__(self, fd: int, base: bytes) -> None:
+        self._fd = fd
+        self._base = base
+
+    @classmethod
+    def of(cls, base: bytes, read_only: bool) -> PrivateMount | None:
+        """None where this process may not, or the kernel cannot, clone mounts.
+
+        Raises:
+            OSError: there is no such directory.
+        """
+        try:
+            return cls(syscalls.clone_tree(base, read_only), base)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP):
+                raise
+            log.debug("%r: no private clone of its mount (%s)", base, error.strerror)
+            return None
+
+    def open(self, path: bytes) -> int | None:
+        """A descriptor of the directory `path`, at or below the base; None if another mount lies in between, so that
+        what the clone has there is another directory."""
+        expected = os.stat(path)
+        relative = os.path.relpath(path, self._base)
+        try:
+            fd = os.open(relative, _DIRECTORY, dir_fd=self._fd)
+        except OSError:
+            return None
+        status = os.fstat(fd)
+        if (status.st_dev, status.st_ino) != (expected.st_dev, expected.st_ino):
+            os.close(fd)
+            return None
+        return fd
+
+    def has(self, path: bytes) -> bool:
+        fd = self.open(path)
+        if fd is not None:
+            os.close(fd)
+        return fd is not None
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
 class Tree:
     """The directory at `path`.
-
-    With privilege it is seen through a private clone of its mount, as the kernel's overlayfs does: what is mounted
-    below it does not show, and reading a read-only tree updates no access time. Otherwise through a plain descriptor.
 
     Args:
         path: of the directory, absolute or relative to the working directory.
         read_only: whether the tree is only read.
+        clone: the private mount to reach it through, kept open by the caller; None for the directory as it is.
 
     Raises:
         OSError: the directory is missing or cannot be opened.
     """
 
-    def __init__(self, path: bytes, read_only: bool) -> None:
+    def __init__(self, path: bytes, read_only: bool, clone: PrivateMount | None) -> None:
         self.path = os.path.abspath(path)
-        self._quiet = False
-        self._clone = -1
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        try:
-            self._clone = syscalls.clone_tree(self.path, read_only)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP):
-                raise
-            log.debug("%r: no private clone of its mount (%s)", self.path, error.strerror)
-        if self._clone >= 0:
-            self._quiet = read_only
-            try:
-                self.fd = os.open(b".", flags, dir_fd=self._clone)
-            except OSError:
-                os.close(self._clone)
-                raise
-        else:
-            self.fd = os.open(self.path, flags)
+        fd = None if clone is None else clone.open(self.path)
+        quiet = fd is not None and read_only
+        self.fd = os.open(self.path, _DIRECTORY) if fd is None else fd
         self.dev = os.fstat(self.fd).st_dev
         self._steps: dict[bytes, int] = {}
-        self._noatime = read_only and not self._quiet
+        self._noatime = read_only and not quiet
 
     def close(self) -> None:
         self.forget_steps()
         os.close(self.fd)
-        if self._clone >= 0:
-            os.close(self._clone)
 
     def at(self, path: bytes) -> Named:
         """Where `path` (b"" for the root) is, short enough for one system call."""

@@ -21,7 +21,7 @@ from overlayfs_py import syscalls
 from overlayfs_py.errors import UserError
 from overlayfs_py.layers.directory import DirectoryLayer
 from overlayfs_py.layers.place import Named
-from overlayfs_py.layers.tree import Tree
+from overlayfs_py.layers.tree import PrivateMount, Tree
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,14 @@ class Upper(DirectoryLayer):
     """
 
     def __init__(self, path: bytes, work: bytes, marks: Marks, *, volatile: bool = False) -> None:
-        super().__init__(path, marks, read_only=False)
-        self.work = Tree(work, read_only=False)
+        path, work = os.path.realpath(path), os.path.realpath(work)
+        # One clone for both: a rename from one clone to another would be one between filesystems.
+        clone = PrivateMount.of(os.path.commonpath([path, work]), read_only=False)
+        if clone is not None and not (clone.has(path) and clone.has(work)):
+            clone.close()
+            clone = None
+        self._open(path, marks, Tree(path, False, clone), clone)
+        self.work = Tree(work, False, clone)
         self._numbers = itertools.count(1)
         self._volatile = volatile
         self.index_fd = -1

@@ -35,6 +35,7 @@ class Linked(NamedTuple):
     name: bytes
     status: os.stat_result
     link_offset: int
+    metacopy: bool
 
 
 def name_of(handle: bytes) -> bytes:
@@ -73,7 +74,16 @@ def find(state: State, name: bytes, lower_nlink: int) -> Linked | None:
         status = place.stat()
     except FileNotFoundError:
         return None
-    return Linked(name, status, _link_offset(state.upper, place, status, lower_nlink))
+    offset = _link_offset(state.upper, place, status, lower_nlink)
+    return Linked(name, status, offset, _is_metacopy(state.upper, place))
+
+
+def _is_metacopy(upper: Upper, place: Named) -> bool:
+    try:
+        place.getxattr(upper.names.metacopy)
+    except OSError:
+        return False
+    return True
 
 
 def _link_offset(upper: Upper, place: Named, status: os.stat_result, lower_nlink: int) -> int:
@@ -163,7 +173,9 @@ def _verify(place: Named, mark: bytes, handle: bytes, what: str, whose: str) -> 
     if present is None:
         place.setxattr(mark, handle)
     elif present != handle:
-        log.warning("%s was not made with %s: hard links copied up then are not joined", what, whose)
+        log.warning(
+            "%s was not made with %s: hard links copied up then are not joined", what, whose
+        )
 
 
 def _drop_orphan(upper: Upper, name: bytes) -> None:

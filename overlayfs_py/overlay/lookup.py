@@ -99,9 +99,7 @@ def _data_below(state: State, parent: Node, name: bytes, found: Found) -> tuple[
     return lowers
 
 
-def find_lowers(
-    state: State, parent: Node, name: bytes
-) -> tuple[tuple[Lower, ...], Found | None]:
+def find_lowers(state: State, parent: Node, name: bytes) -> tuple[tuple[Lower, ...], Found | None]:
     """What the lower layers of `parent` have at `name`: the objects that count, and the topmost found."""
     if not parent.lowers:
         return (), None
@@ -235,7 +233,7 @@ def _require_data(state: State, result: list[Lower], top: Found | None) -> None:
         raise OverlayError(
             errno.EPERM, f"{top.ref!r} has only metadata: mount with metacopy=on", logging.WARNING
         )
-    layer, ref = result[-1]
+    _layer, ref = result[-1]
     if len(result) < 2:
         raise OverlayError(errno.EIO, f"the data of metacopy {ref!r} is missing", logging.WARNING)
 
@@ -270,6 +268,9 @@ def adopt(state: State, parent: Node, name: bytes, resolved: Resolved) -> Node:
         node.link_offset = linked.link_offset
         node.upper = True
         node.upper_ino = upper_ino
+        node.metacopy = linked.metacopy
+        if not linked.metacopy:
+            node.lowers = ()
     return node
 
 
@@ -306,10 +307,11 @@ def _number(state: State, parent: Node, name: bytes, resolved: Resolved) -> int:
             return state.numbers.number(state.upper.device(found.stat), found.stat.st_ino)
     layer, ref = resolved.lowers[0]
     status = layer.stat(ref) if found is not None else resolved.status
-    if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode) and _breaks_links(state):
+    if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode) and breaks_links(state):
         return state.numbers.broken_link(parent.ino, name, status.st_ino)
     return state.numbers.number(layer.device(status), status.st_ino)
 
 
-def _breaks_links(state: State) -> bool:
+def breaks_links(state: State) -> bool:
+    """Whether copy-up separates the names of a lower hard link."""
     return state.upper is not None and not state.index_on

@@ -9,7 +9,7 @@ Thread: the one that runs the verbs; `Listing` may be filled elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 from overlayfs_py.layers.layer import Layer, Ref
 from overlayfs_py.layers.tree import DT_DIR, DT_WHT, Row
@@ -32,7 +32,7 @@ def positions(state: State, parent: Node, name: bytes) -> int:
     if parent.lookups * len(parent.lowers) <= SWEEP_AFTER_LOOKUPS * 2:
         return -1
     if _is_large(parent.lowers):
-        # Lookups go on without it; the first listing brings it.
+        # Reading it would hold up everybody else; asking each layer costs only those who ask.
         return -1
     parent.swept = sweep(parent.lowers)
     return parent.swept.get(name, 0)
@@ -91,12 +91,13 @@ class Listing:
     """The rows of a directory as they were at one moment, read in a verb or, where that may take long, in a fault."""
 
     def __init__(self, state: State, node: Node) -> None:
-        self._parts = directories(state, node)
+        self.parts = directories(state, node)
+        self._devices: list[Hashable | None] = [None] * len(self.parts)
         self.rows: list[tuple[Row, int]] = []
         self._read = Shared(self._fill)
 
     def _fill(self) -> None:
-        self.rows = listing(self._parts)
+        self.rows = listing(self.parts)
 
     def get(self) -> list[tuple[Row, int]]:
         """The rows; raises Fault the first time if reading them may take long."""
@@ -105,10 +106,18 @@ class Listing:
         self._read()
         return self.rows
 
+    def device(self, position: int) -> Hashable:
+        """What the inode numbers of the rows from directory `position` belong to."""
+        known = self._devices[position]
+        if known is None:
+            layer, ref = self.parts[position]
+            known = self._devices[position] = layer.device(layer.stat(ref))
+        return known
+
     def _is_large(self) -> bool:
         return any(
             not layer.local or layer.stat(ref).st_size > SWEEP_INLINE_BYTES
-            for layer, ref in self._parts
+            for layer, ref in self.parts
         )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from overlayfs_py.layers.layer import Layer, Ref
 
 if TYPE_CHECKING:
-    from overlayfs_py.overlay.copy_up import StagedData
+    from overlayfs_py.overlay.copy_up import InPlaceData, StagedData
 
 
 class Lower(NamedTuple):
@@ -45,7 +45,6 @@ class Node:
         redirect: the redirect mark of an upper directory, if it has one.
         swept: names of the lower directories, once they were read in one go (merge_dir).
         subdirectories: how many a directory has, None if not counted.
-        setid: whether writing must clear setuid, setgid or capabilities; None if unknown.
         default_acl: the default ACL of a directory, None if it has none, False if unknown.
     """
 
@@ -54,7 +53,6 @@ class Node:
         "_path",
         "_path_epoch",
         "aliases",
-        "data_sizes",
         "default_acl",
         "device",
         "impure",
@@ -70,13 +68,11 @@ class Node:
         "parent",
         "pin",
         "redirect",
-        "setid",
         "staged",
         "subdirectories",
         "swept",
         "upper",
         "upper_ino",
-        "writers",
     )
 
     def __init__(self, ino: int, kind: int, parent: Node | None, name: bytes) -> None:
@@ -99,9 +95,8 @@ class Node:
         self.swept: dict[bytes, int] | None = None
         self.lookups = 0
         self.subdirectories: int | None = None
-        self.setid: bool | None = None
-        self.default_acl: bytes | None | bool = False
-        self.staged: StagedData | None = None
+        self.default_acl: bytes | bool | None = False
+        self.staged: StagedData | InPlaceData | None = None
         self._path = b""
         self._path_epoch = -1
 

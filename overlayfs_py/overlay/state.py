@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable
 
-from layerstore.marks import MarkInvalid, parse_handle
+from layerstore.marks import TRUSTED, MarkInvalid, Marks, parse_handle
 from overlayfs_py.layers.directory import DirectoryLayer
 from overlayfs_py.layers.filehandle import Filesystem
 from overlayfs_py.layers.layer import Layer
@@ -25,6 +25,13 @@ S_IFDIR = 0o040000
 
 def _nobody(node: Node) -> None:
     """Default of `State.attributes_changed`."""
+
+
+def _marks_of(lowers: list[Layer]) -> Marks:
+    for layer in lowers:
+        if isinstance(layer, DirectoryLayer):
+            return layer.names
+    return TRUSTED
 
 
 class State:
@@ -50,6 +57,7 @@ class State:
         self.lowers = lowers
         self.data_lowers = data_lowers
         self.config = config
+        self.marks = upper.names if upper is not None else _marks_of(lowers)
         self.nodes = NodeTable()
         self.numbers = InodeNumbers()
         self.ids = Ids(config)
@@ -57,7 +65,9 @@ class State:
         self.attributes_changed: Callable[[Node], None] = _nobody
         self._positions = {id(layer): number for number, layer in enumerate(lowers)}
         self._filesystems: dict[bytes, tuple[Filesystem, Hashable] | None] = {}
-        for layer in ([upper] if upper else []) + lowers:
+        if upper is not None:
+            self._register(upper)
+        for layer in lowers:
             self._register(layer)
         self.index_on = self._open_index()
         self.root = self._make_root()
@@ -113,7 +123,8 @@ class State:
 
     def place(self, node: Node) -> Place:
         """Where the upper's object of `node` is."""
-        assert self.upper is not None and node.upper
+        assert self.upper is not None
+        assert node.upper
         if node.index is not None:
             return self.upper.index_place(node.index)
         if node.linked:
