@@ -1,4 +1,4 @@
-"""Puts a FUSE mount in its place and takes it away: by mount(2) where allowed, else by fusermount3.
+"""Puts a FUSE mount in its place: by mount(2) where that is allowed, else by fusermount3.
 
 What comes out is a descriptor of /dev/fuse that any transport can serve. Blocking; any thread.
 Sources: fs/fuse/inode.c (fuse_fs_parameters), fusermount3(1), libfuse's lib/mount.c for the
@@ -16,7 +16,7 @@ import stat
 import subprocess
 from dataclasses import dataclass, field
 
-from overlayfs_py import mount_flags
+from overlayfs_py import mount_flags, mountinfo
 from overlayfs_py.errors import UserError
 
 DEVICE = "/dev/fuse"
@@ -48,7 +48,7 @@ class Attached:
 
     fd: int
     mountpoint: bytes
-    device: str
+    device: bytes
     masks_here: bool
 
 
@@ -73,30 +73,13 @@ def attach(mountpoint: bytes, wishes: Wishes) -> Attached:
     privileged = _mount_directly(mountpoint, wishes)
     fd = _mount_by_helper(mountpoint, wishes) if privileged is None else privileged
     try:
-        device = _device_of(mountpoint)
+        entry = mountinfo.top(mountpoint)
     except BaseException:
         os.close(fd)
         raise
+    # None: another mount namespace moved it meanwhile.
+    device = b"" if entry is None else entry.device
     return Attached(fd, mountpoint, device, privileged is not None)
-
-
-def detach(attached: Attached) -> None:
-    """Unmount if it is still there and still ours; open files keep it alive until they are closed.
-
-    Raises:
-        OSError: the kernel or fusermount3 refuses.
-    """
-    if _device_of(attached.mountpoint, missing="") != attached.device:
-        return
-    try:
-        mount_flags.umount(attached.mountpoint, mount_flags.MNT_DETACH)
-    except PermissionError:
-        helper = _helper()
-        done = subprocess.run(
-            [helper, "-u", "-q", "-z", "--", attached.mountpoint], capture_output=True, check=False
-        )
-        if done.returncode and _device_of(attached.mountpoint, missing="") == attached.device:
-            raise
 
 
 def _mount_directly(mountpoint: bytes, wishes: Wishes) -> int | None:
@@ -214,24 +197,3 @@ def _helper_options(wishes: Wishes) -> str:
             escaped = value.replace("\\", "\\\\").replace(",", "\\,")
             options.append(f"{name}={escaped}")
     return ",".join(options)
-
-
-def _device_of(mountpoint: bytes, missing: str | None = None) -> str:
-    """`major:minor` of the topmost mount at a place; never touches the mount itself, which may have
-    nobody to answer for it.
-    """
-    found = missing
-    with open("/proc/self/mountinfo", "rb") as mounts:
-        for line in mounts:
-            fields = line.split(b" ")
-            if _unescape(fields[4]) == mountpoint:
-                found = fields[2].decode()
-    if found is None:
-        raise UserError(f"nothing is mounted at {os.fsdecode(mountpoint)} although mount succeeded")
-    return found
-
-
-def _unescape(path: bytes) -> bytes:
-    for plain in b" \t\n#\\":
-        path = path.replace(b"\\%03o" % plain, bytes([plain]))
-    return path

@@ -94,7 +94,9 @@ class Subject:
 
 class Kernel(Subject):
     name = "kernel"
-    limits = frozenset({"rename_whiteout", "whiteout_device", "exchange_listing"})
+    # What it does otherwise than a local filesystem. unlinked_nlink: a lower object that was
+    # removed shows the st_nlink it had.
+    limits = frozenset({"rename_whiteout", "whiteout_device", "unlinked_nlink"})
 
     def start(self) -> None:
         options = self.options() + ",index=on,redirect_dir=on,xino=auto,metacopy=off"
