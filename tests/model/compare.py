@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ class Subject(Protocol):
 
     name: str
     dialect: Dialect
+    process_umask: int
 
     def observe(self) -> tuple[dict[bytes, Seen], dict[int, Seen]]: ...
     def forget(self, seed: int) -> None: ...
@@ -34,11 +36,21 @@ class Disagreement(AssertionError):
     """A subject did or shows something else than the model."""
 
 
-def _outcome(target: object, operation: Operation) -> Any:
+def _outcome(target: Subject | Tree, operation: Operation) -> Any:
+    if not isinstance(target, Tree):
+        os.umask(target.process_umask)
     try:
         return getattr(target, operation.name)(*operation.arguments)
     except OSError as error:
         return errno.errorcode[error.errno or 0]
+    except Unpredicted:
+        raise
+    except Exception:
+        return traceback.format_exc()
+
+
+def _shown(outcome: Any) -> str:
+    return outcome if isinstance(outcome, str) else repr(outcome)[:200]
 
 
 class Comparison:
@@ -47,7 +59,7 @@ class Comparison:
     Args:
         stack: lower layers, the top one first.
         make: for each subject, a function of the stack.
-        umask: of the process from here on; `end` puts the old one back.
+        umask: of whoever carries the operations out.
     """
 
     def __init__(
@@ -72,7 +84,6 @@ class Comparison:
         except BaseException:
             self.end()
             raise
-        os.umask(umask)
         self._identities = [Identity() for _ in self.subjects]
 
     def names(self) -> int:
@@ -95,7 +106,7 @@ class Comparison:
                 if got != wanted and self._is_excused(subject, operation, got):
                     excused = True
                 elif got != wanted:
-                    self._fail(subject, [f"result is {got!r}, should be {wanted!r}"])
+                    self._fail(subject, [f"result is {_shown(got)}, should be {_shown(wanted)}"])
             if excused:
                 self._let_go(operation.arguments[0])
             return True
@@ -142,8 +153,8 @@ class Comparison:
         for subject, identity in zip(self.subjects, self._identities, strict=True):
             try:
                 seen, held = subject.observe()
-            except OSError as error:
-                self._fail(subject, [f"looking at the tree failed: {error}"])
+            except Exception:
+                self._fail(subject, ["looking at the tree failed", traceback.format_exc()])
             unread = {slot for slot, handle in self.tree.handles.items() if not handle.readable}
             for slot in unread & held.keys():
                 held[slot] = held[slot]._replace(

@@ -90,7 +90,9 @@ NOWHERE = b"n" * 256
 
 
 def random_time(chance: random.Random) -> int:
-    return chance.randrange(1, 2_000_000_000) * 1_000_000_000 + chance.randrange(1_000_000_000)
+    """Nanoseconds, seldom before 1970."""
+    seconds = chance.randrange(-50_000_000, 2_000_000_000)
+    return seconds * 1_000_000_000 + chance.randrange(1_000_000_000)
 
 
 def random_target(chance: random.Random) -> bytes:

@@ -237,23 +237,20 @@ def _children(stack: list[Layer], places: list[Place]) -> Iterator[tuple[bytes, 
             yield name, found
 
 
-def drop_stray_whiteouts(stack: list[Layer]) -> None:
-    """Take away the whiteouts that hide nothing and that the kernel therefore gets wrong.
+def drop_stray_whiteouts(stack: list[Layer], as_the_kernel: bool) -> None:
+    """Take away whiteouts that hide nothing and whose meaning is not clear.
 
-    It lists but cannot find the name of a whiteout in a directory that is not merged (readdir
-    goes straight to the one real directory), and an xattr whiteout in the last directory of a
-    merge is a plain file to it.
+    An xattr whiteout in the last directory of a merge is a plain file (overlayfs.rst: it counts in
+    a merge directory), so that form goes. `as_the_kernel`: all whiteouts in directories that are
+    not merged go too, since the kernel lists their names but cannot find them.
     """
 
     def visit(places: list[Place]) -> None:
         at, path = places[-1]
         merged = len(places) > 1 or not path
         for child, entry in list(stack[at].items()):
-            if (
-                entry.mode == 0
-                and _parent(child) == path
-                and not (merged and entry.whiteout == "device")
-            ):
+            plain = entry.whiteout == "xattr" or (as_the_kernel and not merged)
+            if entry.mode == 0 and _parent(child) == path and plain:
                 del stack[at][child]
         for _, found in _children(stack, places):
             if stack[found[0][0]][found[0][1]].is_directory:

@@ -99,6 +99,7 @@ class Mounted(Scratch):
         super().__init__(scratch, stack)
         self.merged = os.path.join(scratch, b"merged")
         os.mkdir(self.merged)
+        self.process_umask = umask
         self.handles: dict[int, int] = {}
         self.readable: dict[int, bool] = {}
         self.start()

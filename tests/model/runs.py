@@ -13,6 +13,7 @@ from tests.model.compare import Comparison, Disagreement, Subject
 from tests.model.generate import GROWING, KINDS, SHORT_NAMES, Features, Operation
 from tests.model.layers import WHITEOUT_FORMS, Layer
 from tests.model.mounts import Alternating, FuseOverlayfs, Kernel, Ours
+from tests.model.verbs import Verbs
 
 TREE_MAX = 45
 """Names in the tree above which nothing is added, so that looking at all of it stays quick."""
@@ -66,8 +67,7 @@ def plan(seed: int, rules: Rules) -> Plan:
     features = rules.features
     count = chance.randint(1, 4)
     stack = layers.random_stack(chance, count, features.names, rules.whiteouts)
-    if rules.whiteouts == ("device",):
-        layers.drop_stray_whiteouts(stack)
+    layers.drop_stray_whiteouts(stack, as_the_kernel=rules.whiteouts == ("device",))
     umask = chance.choice([0, 0, 0o022, 0o077])
     if umask and not features.umask_and_default_acls:
         features = replace(features, default_acls=False)
@@ -97,6 +97,7 @@ def makers(names: Iterable[str], scratch: str) -> list[Make]:
         "fuse-overlayfs": FuseOverlayfs,
         "mounted": Ours,
         "alternating": Alternating,
+        "verbs": Verbs,
     }
     return [maker(kinds[name]) for name in names]
 

@@ -13,6 +13,10 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from layerstore.marks import TRUSTED
+from overlayfs_py.layers.directory import DirectoryLayer
+from overlayfs_py.layers.upper import Upper
+from overlayfs_py.overlay.config import Config
 from overlayfs_py.overlay.faults import RESTARTS_MAX, Fault
 from overlayfs_py.overlay.node import Node
 from overlayfs_py.overlay.overlay import Overlay
@@ -79,26 +83,25 @@ def run(verb: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
 
 
 class Verbs(Scratch):
-    """See the module. `build` makes the union from the directories."""
+    """See the module."""
 
     name = "verbs"
     dialect = Dialect()
+    process_umask = 0
+    config = Config()
 
-    def __init__(
-        self,
-        scratch: bytes,
-        stack: list[Layer],
-        umask: int,
-        build: Callable[[Scratch], Overlay],
-    ) -> None:
+    def __init__(self, scratch: bytes, stack: list[Layer], umask: int) -> None:
         super().__init__(scratch, stack)
-        self.build = build
         self.umask = umask
-        self.chance = random.Random(0)
         self.start()
 
+    def build(self) -> Overlay:
+        lowers: list[Any] = [DirectoryLayer(path, TRUSTED) for path in self.lowers]
+        upper = Upper(self.upper, self.work, TRUSTED, volatile=self.config.volatile)
+        return Overlay(upper, lowers, [], self.config)
+
     def start(self) -> None:
-        self.overlay = self.build(self)
+        self.overlay = self.build()
         self.root = Dentry(None, b"", self.overlay.root)
         self.handles: dict[int, OpenFile] = {}
         self.dead: set[Node] = set()

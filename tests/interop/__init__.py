@@ -1,0 +1,1 @@
+"""Trees written by one implementation and mounted by another: the kernel, fuse-overlayfs, ours."""
