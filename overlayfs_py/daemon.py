@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import trio
 
-from overlayfs_py import mount_flags, mountinfo, preflight, protection, registry
+from overlayfs_py import guardian, mount_flags, mountinfo, preflight, protection, registry
 from overlayfs_py.errors import UserError
 from overlayfs_py.holds import Hold
 from overlayfs_py.mount import Mount
@@ -41,21 +41,19 @@ def serve(options: MountOptions, mountpoint: bytes, on_live: Callable[[], None])
     # A caller that was killed while it waited must not take the daemon's thread down in the middle
     # of a mount.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    if options.auto_unmount:
+        guardian.start(mountinfo.real_path(mountpoint))
     try:
         service = Service(options, mountpoint)
-    except UserError as error:
-        log.error("%s", error)
-        raise
-    try:
-        service.run(on_live)
-    except UserError as error:
-        log.error("%s", error)
+        try:
+            service.run(on_live)
+        finally:
+            service.close()
+    except UserError:
         raise
     except BaseException:
         log.exception("the mount on %s ended by a bug", os.fsdecode(mountpoint))
         raise
-    finally:
-        service.close()
 
 
 class Service:
@@ -102,7 +100,10 @@ class Service:
                 await mount.serve(live)
                 nursery.cancel_scope.cancel()
 
-        trio.run(main)
+        try:
+            trio.run(main)
+        except BaseExceptionGroup as group:
+            failures.append(_only(group))
         if failures:
             raise failures[0]
         log.info("unmounted %s", os.fsdecode(self.mountpoint))
@@ -156,6 +157,13 @@ class Service:
         return entry.fstype == f"fuse.{self.options.subtype}".encode()
 
 
+def _only(error: BaseException) -> BaseException:
+    """What is inside trio's groups, where it is one exception."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
 def _groups(words: set[str]) -> set[str]:
     return {mount_flags.GROUPS[word] for word in words}
 
@@ -165,8 +173,9 @@ def _find_named_upper(options: MountOptions) -> None:
     if options.upper_name is None:
         return
     assert options.image is not None
-    from layerstore.errors import StoreError
     from layerstore.store import Store
+
+    from layerstore.errors import StoreError
 
     try:
         store = Store.open(options.store_root, create=False)
