@@ -1,7 +1,7 @@
 """New objects: files, directories, symlinks, special files, and further names of old ones.
 
-Where the name is free in the upper and the new object would get the right owner by itself, one system call makes
 Where the name is free in the upper and the owner would be right by itself, one system call makes the object in place.
+Otherwise it is made in the stage, given its owner, mode and ACL there, and moved to its name by one rename.
 
 Thread: the one that runs the verbs.
 """

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable
 
-from layerstore.marks import TRUSTED, MarkInvalid, Marks, parse_handle
+from layerstore.marks import TRUSTED, Handle, MarkInvalid, Marks, parse_handle
 from overlayfs_py.layers.directory import DirectoryLayer
-from overlayfs_py.layers.filehandle import Filesystem
+from overlayfs_py.layers.image import ImageLayer, inode_of_handle
 from overlayfs_py.layers.layer import Layer
 from overlayfs_py.layers.place import Pinned, Place
 from overlayfs_py.layers.upper import Upper
@@ -21,6 +21,8 @@ from overlayfs_py.overlay.node import Lower, Node, NodeTable
 log = logging.getLogger(__name__)
 
 S_IFDIR = 0o040000
+
+InodeOfHandle = Callable[[Handle], int | None]
 
 
 def _nobody(node: Node) -> None:
@@ -64,7 +66,7 @@ class State:
         self.epoch = 0
         self.attributes_changed: Callable[[Node], None] = _nobody
         self._positions = {id(layer): number for number, layer in enumerate(lowers)}
-        self._filesystems: dict[bytes, tuple[Filesystem, Hashable] | None] = {}
+        self._filesystems: dict[bytes, tuple[InodeOfHandle, Hashable] | None] = {}
         if upper is not None:
             self._register(upper)
         for layer in lowers:
@@ -76,13 +78,18 @@ class State:
         device = layer.device(layer.stat(layer.root()))
         self.numbers.register(device)
         if isinstance(layer, DirectoryLayer):
-            uuid = layer.filesystem.uuid
-            known = self._filesystems.get(uuid)
-            if uuid not in self._filesystems:
-                self._filesystems[uuid] = (layer.filesystem, device)
-            elif known is not None and known[1] != device:
-                # Two filesystems that say the same of themselves: a handle cannot tell them apart.
-                self._filesystems[uuid] = None
+            self._know(layer.filesystem.uuid, layer.filesystem.inode, device)
+        elif isinstance(layer, ImageLayer):
+            self._know(layer.identity, inode_of_handle, device)
+
+    def _know(self, uuid: bytes, inode: InodeOfHandle, device: Hashable) -> None:
+        if uuid not in self._filesystems:
+            self._filesystems[uuid] = (inode, device)
+            return
+        known = self._filesystems[uuid]
+        if known is not None and known[1] != device:
+            # Two filesystems that say the same of themselves: a handle cannot tell them apart.
+            self._filesystems[uuid] = None
 
     def _open_index(self) -> bool:
         if self.upper is None or self.config.index is False or not self.lowers:
@@ -142,8 +149,8 @@ class State:
         known = self._filesystems.get(handle.uuid)
         if known is None:
             return None
-        filesystem, device = known
-        ino = filesystem.inode(handle)
+        inode, device = known
+        ino = inode(handle)
         return None if ino is None else self.numbers.number(device, ino)
 
     def close(self) -> None:
