@@ -66,7 +66,7 @@ def _run(options: MountOptions, mountpoint: bytes, report: int) -> int:
     complaints = os.memfd_create("stderr")
     os.dup2(complaints, 2)
 
-    from overlayfs_py import journal, protection
+    from overlayfs_py import daemon, journal, protection
 
     protection.leave_session({report, complaints, 2})
     journal.start(foreground=False, debug=options.debug)
@@ -87,8 +87,6 @@ def _run(options: MountOptions, mountpoint: bytes, report: int) -> int:
         os.close(report)
 
     try:
-        from overlayfs_py import daemon
-
         daemon.serve(options, mountpoint, on_live)
         return 0
     except UserError as error:

@@ -1,9 +1,7 @@
-"""The process that serves a mount: event loop, signals, shutdown.
+"""The process that serves a mount, but for the event loop: checks first, cleans up last.
 
-Imported only once the cheap checks are through, since the event loop and the transport take their
-time. `client` starts it. pyfuse3 has one session in a process, so a process serves one mount;
-whatever concerns one mount is in `Service`, whatever concerns the process is in `serve`. The main
-thread runs trio.
+`client` and `foreground` start it. pyfuse3 has one session in a process, so a process serves one
+mount; whatever concerns one mount is in `Service`, whatever concerns the process is in `serve`.
 """
 
 from __future__ import annotations
@@ -14,12 +12,9 @@ import os
 import signal
 from collections.abc import Callable
 
-import trio
-
 from overlayfs_py import guardian, mount_flags, mountinfo, preflight, protection, registry
 from overlayfs_py.errors import UserError
 from overlayfs_py.holds import Hold
-from overlayfs_py.mount import Mount
 from overlayfs_py.options import MountOptions
 from overlayfs_py.unmount import detach
 
@@ -80,32 +75,19 @@ class Service:
             log.warning("%s", note)
 
     def run(self, on_live: Callable[[], None]) -> None:
-        """Serve until the mount is gone."""
-        mount = Mount(self.options, self.mountpoint)
-        failures: list[BaseException] = []
+        """Serve until the mount is gone.
 
-        async def main() -> None:
-            async with trio.open_nursery() as nursery:
+        Raises:
+            UserError: the mount was refused.
+        """
+        # A quarter of a second of imports, which a user's mistake does not wait for.
+        from overlayfs_py import loop
 
-                def live() -> None:
-                    # Called from inside the transport, which has no use for our exceptions.
-                    try:
-                        self._went_live()
-                        on_live()
-                    except Exception as error:
-                        failures.append(error)
-                        nursery.cancel_scope.cancel()
+        def live() -> None:
+            self._went_live()
+            on_live()
 
-                await nursery.start(_unmount_on_signal, self.mountpoint, nursery.cancel_scope)
-                await mount.serve(live)
-                nursery.cancel_scope.cancel()
-
-        try:
-            trio.run(main)
-        except BaseExceptionGroup as group:
-            failures.append(_only(group))
-        if failures:
-            raise failures[0]
+        loop.run(self.options, self.mountpoint, live)
         log.info("unmounted %s", os.fsdecode(self.mountpoint))
 
     def _went_live(self) -> None:
@@ -157,13 +139,6 @@ class Service:
         return entry.fstype == f"fuse.{self.options.subtype}".encode()
 
 
-def _only(error: BaseException) -> BaseException:
-    """What is inside trio's groups, where it is one exception."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
-
-
 def _groups(words: set[str]) -> set[str]:
     return {mount_flags.GROUPS[word] for word in words}
 
@@ -183,20 +158,3 @@ def _find_named_upper(options: MountOptions) -> None:
         options.upperdir, options.workdir = store.named_upper(options.upper_name, image)
     except StoreError as error:
         raise UserError(str(error)) from None
-
-
-async def _unmount_on_signal(
-    mountpoint: bytes,
-    scope: trio.CancelScope,
-    *,
-    task_status: trio.TaskStatus[None],
-) -> None:
-    """The first SIGTERM or SIGINT unmounts; files that are still open then end with ENOTCONN."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for number in signals:
-            log.info("%s: unmounting", signal.Signals(number).name)
-            # The unmount asks this very process for what is still to be written.
-            await trio.to_thread.run_sync(detach, mountpoint)
-            scope.cancel()
-            return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overlayfs_py import journal
+from overlayfs_py import daemon, journal
 from overlayfs_py.options import MountOptions
 
 
@@ -16,7 +16,4 @@ def serve(options: MountOptions, mountpoint: bytes) -> None:
         UserError: it cannot be mounted.
     """
     journal.start(foreground=True, debug=options.debug)
-    # After the log is set up: the transport's import may have something to say.
-    from overlayfs_py import daemon
-
     daemon.serve(options, mountpoint, lambda: None)
