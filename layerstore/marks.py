@@ -31,6 +31,12 @@ OCI_WHITEOUT_PREFIX = b".wh."
 OCI_META_PREFIX = b".wh..wh."
 OCI_OPAQUE = b".wh..wh..opq"
 
+IMPLIED = TRUSTED_PREFIX + b"implied"
+"""Ours, in the index of a layer: the directory is in no entry of the layer but on the way to one.
+
+A layer below that has the directory knows its owner, mode and times. The kernel passes it over.
+"""
+
 XATTR_NAME_MAX = 255
 NAME_MAX = 255
 PATH_MAX = 4096

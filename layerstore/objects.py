@@ -1,0 +1,261 @@
+"""Objects: the content of files, each kept once as a plain read-only file named by its SHA-256.
+
+An object is written in a session's directory below the store's tmp/, synced together with many
+others, and only then renamed to `objects/ab/cdef...`: what has a name there is complete, also after
+a crash. One thread per `Staging`; any number of processes per store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+
+from layerstore.errors import ObjectCorrupt, ObjectMissing
+
+CHUNK_SIZE = 1 << 20
+SYNC_ONE_BY_ONE_MAX = 32
+"""Up to so many files are synced one by one; syncfs(2), which is one journal commit for thousands,
+also waits for what everybody else has written."""
+
+_ZEROS = bytes(CHUNK_SIZE)
+
+Segment = tuple[int, Iterable[bytes]]
+"""Where in a file a run of data starts, and the data."""
+
+
+class Objects:
+    """The objects of a store.
+
+    Args:
+        directory: where they are.
+    """
+
+    def __init__(self, directory: bytes) -> None:
+        self.directory = directory
+
+    def path(self, digest: str) -> bytes:
+        """Where the object is, or would be."""
+        return os.path.join(self.directory, relative_path(digest))
+
+    def has(self, digest: str) -> bool:
+        """Whether the store holds the object."""
+        return os.path.exists(self.path(digest))
+
+    def open(self, digest: str) -> int:
+        """A read-only descriptor of the object.
+
+        Raises:
+            ObjectMissing: the store does not hold it.
+        """
+        try:
+            return os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            raise ObjectMissing(digest) from None
+
+    def verify(self, digest: str) -> None:
+        """Compare the object's content with its name.
+
+        Raises:
+            ObjectMissing: the store does not hold it.
+            ObjectCorrupt: its content has another digest.
+        """
+        with open(self.open(digest), "rb", buffering=0) as file:
+            found = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        if found != digest:
+            raise ObjectCorrupt(digest, found)
+
+    def __iter__(self) -> Iterator[str]:
+        for first in sorted(os.listdir(self.directory)):
+            for rest in sorted(os.listdir(os.path.join(self.directory, first))):
+                yield f"sha256:{os.fsdecode(first + rest)}"
+
+    def remove(self, digest: str) -> int:
+        """Delete an object; returns the bytes it had. Its directory stays."""
+        path = self.path(digest)
+        size = os.stat(path).st_size
+        os.unlink(path)
+        return size
+
+
+class Staging:
+    """Objects on their way into the store.
+
+    Args:
+        objects: where they go.
+        directory: an empty directory of this session's own, on the same filesystem.
+    """
+
+    def __init__(self, objects: Objects, directory: bytes) -> None:
+        self.objects = objects
+        self.new_bytes = 0
+        self._directory = directory
+        self._staged: dict[str, bytes] = {}
+        self._known: set[bytes] = set()  # directories of objects that others brought
+        self._count = 0
+        self._mode_is_right: bool | None = None
+
+    def add_bytes(self, data: bytes) -> str:
+        """Add an object whose content is in memory; returns its digest."""
+        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        if not self._present(digest):
+            path, fd = self._create()
+            try:
+                _write_all(fd, data)
+            finally:
+                os.close(fd)
+            self._keep(digest, path, len(data))
+        return digest
+
+    def add(self, chunks: Iterable[bytes]) -> str:
+        """Add an object piece by piece; returns its digest."""
+        return self.add_sparse([(0, chunks)], 0)
+
+    def add_sparse(self, segments: Iterable[Segment], size: int) -> str:
+        """Add an object of runs of data with holes between and after them.
+
+        Args:
+            segments: in ascending order, not overlapping.
+            size: of the whole in bytes; less than where the data ends counts for nothing.
+
+        Returns:
+            its digest, which counts the holes as zeros.
+        """
+        path, fd = self._create()
+        try:
+            hasher = hashlib.sha256()
+            position = 0
+            for start, chunks in segments:
+                _hash_zeros(hasher, start - position)
+                if start > position:
+                    os.lseek(fd, start, os.SEEK_SET)
+                    position = start
+                for chunk in chunks:
+                    hasher.update(chunk)
+                    _write_all(fd, chunk)
+                    position += len(chunk)
+            if size > position:
+                _hash_zeros(hasher, size - position)
+                os.ftruncate(fd, size)
+                position = size
+        except BaseException:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+        digest = "sha256:" + hasher.hexdigest()
+        if self._present(digest):
+            os.unlink(path)
+        else:
+            self._keep(digest, path, position)
+        return digest
+
+    def sync(self) -> None:
+        """Bring everything that was staged to the disk."""
+        sync_files(list(self._staged.values()), self._directory)
+
+    def place(self) -> None:
+        """Give every staged object its name. `sync` comes before, `sync_names` after."""
+        for digest, path in self._staged.items():
+            final = self.objects.path(digest)
+            parent = os.path.dirname(final)
+            if parent not in self._known:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(parent)
+                self._known.add(parent)
+            # Another import may have been faster; both files are the same.
+            os.rename(path, final)
+        self._staged.clear()
+
+    def sync_names(self) -> None:
+        """Bring the names to the disk, those included on which another import was faster and may
+        not have got to it yet."""
+        sync_files([*self._known, self.objects.directory], self._directory)
+
+    def _present(self, digest: str) -> bool:
+        if digest in self._staged:
+            return True
+        path = self.objects.path(digest)
+        if os.path.exists(path):
+            self._known.add(os.path.dirname(path))
+            return True
+        return False
+
+    def _create(self) -> tuple[bytes, int]:
+        self._count += 1
+        path = os.path.join(self._directory, b"%d" % self._count)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+        if self._mode_is_right is None:
+            self._mode_is_right = stat.S_IMODE(os.fstat(fd).st_mode) == 0o444
+        if not self._mode_is_right:  # a strict umask
+            os.fchmod(fd, 0o444)
+        return path, fd
+
+    def _keep(self, digest: str, path: bytes, size: int) -> None:
+        self._staged[digest] = path
+        self.new_bytes += size
+
+
+def relative_path(digest: str) -> bytes:
+    """The path of an object below the objects directory."""
+    return os.fsencode(f"{digest[7:9]}/{digest[9:]}")
+
+
+def sync_files(paths: list[bytes], directory: bytes) -> None:
+    """Bring files or directories to the disk.
+
+    Args:
+        paths: what to sync.
+        directory: any directory of the same filesystem.
+    """
+    if len(paths) > SYNC_ONE_BY_ONE_MAX:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _syncfs(fd)
+        finally:
+            os.close(fd)
+        return
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _find_syncfs() -> Callable[[int], int] | None:
+    try:
+        function = ctypes.CDLL(None, use_errno=True).syncfs
+    except AttributeError:
+        return None
+    function.argtypes = [ctypes.c_int]
+    found: Callable[[int], int] = function
+    return found
+
+
+_libc_syncfs = _find_syncfs()
+
+
+def _syncfs(fd: int) -> None:
+    if _libc_syncfs is None:
+        os.sync()
+    elif _libc_syncfs(fd):
+        number = ctypes.get_errno()
+        raise OSError(number or errno.EIO, os.strerror(number or errno.EIO))
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    written = os.write(fd, data)
+    while written < len(data):
+        written += os.write(fd, memoryview(data)[written:])
+
+
+def _hash_zeros(hasher: hashlib._Hash, count: int) -> None:
+    while count > 0:
+        piece = min(count, CHUNK_SIZE)
+        hasher.update(_ZEROS if piece == CHUNK_SIZE else _ZEROS[:piece])
+        count -= piece

@@ -1,0 +1,251 @@
+"""Applies the entries of a layer's tar to a tree, as container engines unpack one into an empty
+directory: later entries replace earlier ones, missing parents are made, nothing leads outside.
+
+Whiteouts become the kernel's marks, so that the tree is a lower directory of an overlay:
+
+- `.wh.NAME` makes NAME a 0/0 character device, or NAME opaque where the layer brings it back as a
+  directory (OCI image spec, layer.md: a whiteout hides only what is below its own layer);
+- `.wh..wh..opq` makes its directory opaque; other `.wh..wh.*` names are what aufs kept for itself
+  and are left out, as containers/storage does;
+- a 0/0 character device in a layer is what the overlay drivers of container engines write for it: a
+  whiteout. It stays one.
+
+Xattrs of the content that look like overlay marks are escaped, as composefs does.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from layerstore import marks
+from layerstore.errors import SourceInvalid, show
+from layerstore.index.reader import Inline, Object, Sparse
+from layerstore.index.tree import Node, directory
+from layerstore.index.writer import can_store_xattr
+from layerstore.objects import Staging
+from layerstore.oci.tar import TarEntry, TarReader
+
+INLINE_MAX = 512
+"""Files up to so many bytes live in the index: there they take their size, as objects a block, an
+inode and a sync. Above it, copies in the index of each layer and image outweigh that."""
+
+_SYMLINK_HOPS_MAX = 40
+"""As many as Linux follows in one path."""
+
+
+class LayerBuilder:
+    """The tree of one layer.
+
+    Args:
+        staging: where the content of files goes.
+        label: what the layer is called in messages.
+        absolute_names: take a name like `/etc/passwd` as one below the root of the image; otherwise
+            it is refused.
+    """
+
+    def __init__(self, staging: Staging, label: str, *, absolute_names: bool = False) -> None:
+        self.root = directory()
+        self.root.xattrs[marks.IMPLIED] = b""
+        self.entries = 0
+        self.content_bytes = 0
+        self._staging = staging
+        self._label = label
+        self._absolute_names = absolute_names
+        self._whiteouts: list[tuple[Node, bytes]] = []
+        self._last: tuple[bytes, Node] | None = None
+
+    def apply_all(self, reader: TarReader) -> Node:
+        """Apply every entry of a stream; returns the root.
+
+        Raises:
+            SourceInvalid: an entry that cannot be what it says or would lead outside.
+        """
+        for entry in reader:
+            self._apply(entry, reader)
+            self.entries += 1
+        for parent, name in self._whiteouts:
+            self._apply_whiteout(parent, name)
+        return self.root
+
+    def _apply(self, entry: TarEntry, reader: TarReader) -> None:
+        components = self._split(entry, entry.name, "name")
+        if not components:
+            if entry.kind != stat.S_IFDIR:
+                raise self._bad(entry, "the root of a layer must be a directory")
+            self._decorate(self.root, entry)
+            return
+        name = components[-1]
+        parent = self._parent(entry, components[:-1])
+        assert parent.children is not None
+        if name.startswith(marks.OCI_WHITEOUT_PREFIX):
+            self._mark(entry, parent, name)
+            return
+        if entry.hard_link:
+            self._replace(parent, name, self._hard_link_target(entry))
+            return
+        known = parent.children.get(name)
+        if entry.kind == stat.S_IFDIR and known is not None and known.is_directory:
+            self._decorate(known, entry)
+            return
+        node = Node(entry.kind)
+        self._decorate(node, entry)
+        self._fill(node, entry, reader)
+        self._replace(parent, name, node)
+
+    def _replace(self, parent: Node, name: bytes, node: Node) -> None:
+        assert parent.children is not None
+        if name in parent.children:
+            self._last = None  # the way to the remembered parent may have led through this name
+        parent.children[name] = node
+
+    def _fill(self, node: Node, entry: TarEntry, reader: TarReader) -> None:
+        if stat.S_ISLNK(node.mode):
+            if not 0 < len(entry.link) <= 4095 or b"\0" in entry.link:
+                raise self._bad(entry, f"a symlink to {len(entry.link)} bytes cannot be")
+            node.target = entry.link
+        elif stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode):
+            if not (0 <= entry.rdev_major < 1 << 12 and 0 <= entry.rdev_minor < 1 << 20):
+                raise self._bad(
+                    entry, f"the device number {entry.rdev_major}:{entry.rdev_minor} cannot be"
+                )
+            node.rdev = os.makedev(entry.rdev_major, entry.rdev_minor)
+        elif stat.S_ISREG(node.mode):
+            self._take_content(node, entry, reader)
+
+    def _take_content(self, node: Node, entry: TarEntry, reader: TarReader) -> None:
+        self.content_bytes += entry.size
+        if entry.segments is not None:
+            if not any(length for _, length in entry.segments):
+                node.set_content(Sparse(entry.size), entry.size)
+                return
+            digest = self._staging.add_sparse(reader.segments(entry), entry.size)
+        elif entry.size <= INLINE_MAX:
+            node.set_content(Inline(b"".join(reader.data(entry))), entry.size)
+            return
+        elif entry.size <= 1 << 20:
+            digest = self._staging.add_bytes(b"".join(reader.data(entry)))
+        else:
+            digest = self._staging.add(reader.data(entry))
+        path = digest[7:9] + "/" + digest[9:]
+        node.set_content(Object(path.encode()), entry.size)
+
+    def _decorate(self, node: Node, entry: TarEntry) -> None:
+        node.mode = entry.kind | entry.mode
+        node.uid, node.gid = entry.uid, entry.gid
+        node.mtime_ns = entry.mtime_ns
+        opaque = node.xattrs.get(marks.TRUSTED.opaque)
+        node.xattrs = {} if opaque is None else {marks.TRUSTED.opaque: opaque}
+        for name, value in entry.xattrs.items():
+            if not name or b"\0" in name:
+                raise self._bad(entry, f"an xattr cannot be called {show(name)!r}")
+            try:
+                stored = marks.TRUSTED.escape(name)
+            except marks.MarkInvalid as error:
+                raise self._bad(entry, str(error)) from None
+            # What no Linux filesystem would take (com.apple.*, system.nfs4_acl) the engines drop.
+            if can_store_xattr(stored):
+                if len(value) > 0xFFFF:
+                    raise self._bad(entry, f"the xattr {show(name)} is longer than 64 KiB")
+                node.xattrs[stored] = value
+
+    # --- whiteouts
+
+    def _mark(self, entry: TarEntry, parent: Node, name: bytes) -> None:
+        if name == marks.OCI_OPAQUE:
+            parent.xattrs[marks.TRUSTED.opaque] = marks.OPAQUE_YES
+        elif not marks.is_oci_meta(name):
+            target = marks.oci_whiteout_target(name)
+            if target is None:
+                raise self._bad(entry, "a whiteout of no name")
+            self._whiteouts.append((parent, target))
+
+    def _apply_whiteout(self, parent: Node, name: bytes) -> None:
+        """Whiteouts come last: they hide what is below the layer, wherever they stand in it."""
+        assert parent.children is not None
+        known = parent.children.get(name)
+        if known is None:
+            parent.children[name] = Node(stat.S_IFCHR)
+        elif known.is_directory:
+            known.xattrs[marks.TRUSTED.opaque] = marks.OPAQUE_YES
+
+    # --- names
+
+    def _split(self, entry: TarEntry, path: bytes, what: str) -> list[bytes]:
+        if path.startswith(b"/") and not self._absolute_names:
+            raise self._bad(
+                entry,
+                f"its {what} {show(path)} is absolute; --absolute-names takes it as below the root",
+            )
+        components = [part for part in path.split(b"/") if part not in (b"", b".")]
+        for component in components:
+            if component == b"..":
+                raise self._bad(entry, f"its {what} {show(path)} leads upwards (..)")
+            if len(component) > 255 or b"\0" in component:
+                raise self._bad(
+                    entry, f"its {what} has a component of {len(component)} bytes or a NUL"
+                )
+        if len(path) > 4095 or (not path and what != "name"):
+            raise self._bad(entry, f"its {what} of {len(path)} bytes cannot be")
+        return components
+
+    def _parent(self, entry: TarEntry, components: list[bytes]) -> Node:
+        """The directory to put an entry into, made where the layer has not named it."""
+        key = b"/".join(components)
+        if self._last is not None and self._last[0] == key:
+            return self._last[1]
+        node = self._walk(entry, components, make=True)
+        assert node is not None
+        self._last = (key, node)
+        return node
+
+    def _hard_link_target(self, entry: TarEntry) -> Node:
+        # Engines take link names from the root of the layer, absolute or not.
+        components = self._split(entry, entry.link.lstrip(b"/"), "target")
+        parent = self._walk(entry, components[:-1], make=False) if components else None
+        node = parent.children.get(components[-1]) if parent and parent.children else None
+        if node is None:
+            raise self._bad(
+                entry, f"its target {show(entry.link)} is not in the layer before the hard link"
+            )
+        if node.is_directory:
+            raise self._bad(entry, f"its target {show(entry.link)} is a directory")
+        return node
+
+    def _walk(self, entry: TarEntry, components: list[bytes], *, make: bool) -> Node | None:
+        """Follow `components` from the root, symlinks within the layer included, as in a chroot."""
+        stack = [self.root]
+        waiting = components[::-1]
+        hops = 0
+        while waiting:
+            name = waiting.pop()
+            if name in (b"", b"."):
+                continue
+            if name == b"..":  # from a symlink; the root is its own parent
+                stack = stack[:-1] or stack
+                continue
+            children = stack[-1].children
+            assert children is not None
+            node = children.get(name)
+            if node is None:
+                if not make:
+                    return None
+                if hops:
+                    raise self._bad(entry, "its parent is a symlink to nothing in the layer")
+                node = children[name] = directory()
+                node.xattrs[marks.IMPLIED] = b""
+            if stat.S_ISLNK(node.mode):
+                hops += 1
+                if hops > _SYMLINK_HOPS_MAX:
+                    raise self._bad(entry, "its parents are symlinks that lead in a circle")
+                if node.target.startswith(b"/"):
+                    stack = [self.root]
+                waiting += node.target.split(b"/")[::-1]
+                continue
+            if not node.is_directory:
+                raise self._bad(entry, f"its parent {show(name)} is not a directory")
+            stack.append(node)
+        return stack[-1]
+
+    def _bad(self, entry: TarEntry, what: str) -> SourceInvalid:
+        return SourceInvalid(f"{self._label}: byte {entry.offset}: {show(entry.name)}: {what}")
