@@ -67,7 +67,7 @@ def _protect_from_oom() -> None:
                 file.seek(0)
                 file.write(str(_OOM_SCORE))
     except (OSError, ValueError):
-        log.info(
+        log.debug(
             "oom_score_adj stays as it is: the kernel may end this process when memory is short"
         )
 
