@@ -25,6 +25,7 @@ from overlayfs_py.wire.nodes import NodeIds, NodeTable, Record
 
 if TYPE_CHECKING:
     from overlayfs_py.overlay.handles import DirectoryHandle, FileHandle
+    from overlayfs_py.overlay.node import Node
     from overlayfs_py.overlay.overlay import Overlay
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ ABSENT = WireEntry(0, 0, None)
 
 
 class ListedEntry(NamedTuple):
-    """A row of a listing and the entry it names; None where that cannot be told."""
+    """A row of a listing and the entry it names; None for `.` and `..`."""
 
     row: DirectoryEntry
     entry: Entry | None
@@ -281,6 +282,10 @@ class Dispatch:
 
     # Nodes
 
+    def id_of(self, node: Node) -> int | None:
+        """The id that the kernel has for a node; None if it knows none. Takes no lock."""
+        return self._nodes.id_of(node)
+
     def getattr(self, id: int, file: int | None = None) -> Call[Attributes]:
         record = self._node(id)
         handle = None if file is None else self._file(file).handle
@@ -309,9 +314,9 @@ class Dispatch:
         record = self._node(id)
         return Call(self.overlay.getxattr, (record.node, name), None, (record,))
 
-    def listxattr(self, id: int) -> Call[list[bytes]]:
+    def listxattr(self, id: int, caller: Caller) -> Call[list[bytes]]:
         record = self._node(id)
-        return Call(self.overlay.listxattr, (record.node,), None, (record,))
+        return Call(self.overlay.listxattr, (record.node, caller), None, (record,))
 
     def removexattr(self, id: int, name: bytes, caller: Caller) -> Call[None]:
         record = self._node(id)
@@ -436,26 +441,13 @@ class Dispatch:
         self, opened: OpenDirectory, offset: int, count: int
     ) -> list[ListedEntry]:
         listed: list[ListedEntry] = []
-        for row in self.overlay.readdir(opened.handle, offset):
-            if len(listed) == count:
-                break
-            if row.name in (b".", b".."):
-                listed.append(ListedEntry(row, None))
-                continue
-            try:
-                entry = self.overlay.lookup(opened.record.node, row.name)
-            except Fault:
-                if not listed:
-                    raise
-                # What is known already goes out; the next request asks for this one again.
-                break
-            except OSError as error:
-                # One damaged entry must not hide the rest of its directory.
-                self.refusal("readdirplus", error)
-                listed.append(ListedEntry(row, None))
-                continue
-            if entry is not None:
+        try:
+            for row, entry in islice(self.overlay.readdirplus(opened.handle, offset), count):
                 listed.append(ListedEntry(row, entry))
+        except (Fault, OSError):
+            # What is known already goes out; the next request meets the same obstacle first.
+            if not listed:
+                raise
         return listed
 
     def releasedir(self, directory: int) -> Call[None]:

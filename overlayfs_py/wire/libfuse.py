@@ -10,8 +10,10 @@ O_TMPFILE, ioctl, statx's extra fields, cached listings and symlinks. See SEMANT
 
 from __future__ import annotations
 
+import contextlib
+import errno
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
@@ -19,6 +21,9 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Statvf
 from overlayfs_py.overlay.values import Attributes, Caller, Changes
 from overlayfs_py.wire.dispatch import Call, Dispatch, ListedEntry, Refused, WireEntry
 from overlayfs_py.wire.driver import Driver
+
+if TYPE_CHECKING:
+    from overlayfs_py.overlay.node import Node
 
 T = TypeVar("T")
 
@@ -49,6 +54,7 @@ class _Operations(pyfuse3.Operations):
         self._dispatch = dispatch
         self._driver = Driver(dispatch)
         self._masks_here = masks_here
+        dispatch.overlay.attributes_changed = self._changed
         self._on_live = on_live
         self._timeout_s = FOREVER_S if dispatch.timeout_s is None else dispatch.timeout_s
         # Who limits the timeouts expects changes behind our back: pages are not to be trusted.
@@ -91,6 +97,13 @@ class _Operations(pyfuse3.Operations):
         reply.st_ino = entry.node_id
         reply.generation = entry.generation
         return reply
+
+    def _changed(self, node: Node) -> None:
+        """The kernel is to ask again for a node's attributes. Does not wait for anything."""
+        id = self._dispatch.id_of(node)
+        if id is not None:
+            with contextlib.suppress(FileNotFoundError):
+                pyfuse3.invalidate_inode(id, attr_only=True)
 
     def init(self) -> None:
         self._on_live()
@@ -203,7 +216,9 @@ class _Operations(pyfuse3.Operations):
         return await self._run(self._dispatch.write, fh, off, buf)
 
     async def flush(self, fh: int) -> None:
-        await self._run(self._dispatch.flush, fh)
+        # Nothing is held back between write and close; with this the kernel stops asking, which
+        # halves the cost of open and close.
+        raise FUSEError(errno.ENOSYS)
 
     async def release(self, fh: int) -> None:
         await self._run(self._dispatch.release, fh)
@@ -230,9 +245,8 @@ class _Operations(pyfuse3.Operations):
         row = item.row
         if item.entry is None:
             reply = EntryAttributes()
-            # The kernel takes no reference for `.` and `..`; for any other name a number would be
-            # a node, and 0 says that there is none to tell of.
-            reply.st_ino = row.ino if row.name in (b".", b"..") else 0
+            # The kernel takes no reference for `.` and `..`.
+            reply.st_ino = row.ino
             reply.st_mode = row.type << 12
             return bool(pyfuse3.readdir_reply(token, row.name, reply, row.offset))
         entry = self._dispatch.enter(item.entry)
@@ -269,7 +283,7 @@ class _Operations(pyfuse3.Operations):
         return await self._run(self._dispatch.getxattr, inode, name)
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        return await self._run(self._dispatch.listxattr, inode)
+        return await self._run(self._dispatch.listxattr, inode, self._caller(ctx))
 
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         await self._run(self._dispatch.removexattr, inode, name, self._caller(ctx))

@@ -89,6 +89,11 @@ class NodeTable:
         """Raises KeyError if the kernel was never told of `id`, or has forgotten it."""
         return self._by_id[id]
 
+    def id_of(self, node: Node) -> int | None:
+        """The id of a node that is known."""
+        record = self._by_node.get(node)
+        return None if record is None else record.id
+
     def enter(self, node: Node) -> Record:
         """Count one more reply that names `node`.
 

@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MS_RDONLY, _MS_REMOUNT, _MNT_DETACH = 1, 32, 2
@@ -49,8 +50,8 @@ class Subject:
     scratch: Path
     read_only: bool = False
     lowers: list[Path] = field(default_factory=list)
-    name = "none"
-    limits: frozenset[str] = frozenset()
+    name: ClassVar[str]
+    limits: ClassVar[frozenset[str]]
 
     def __post_init__(self) -> None:
         for directory in ("lower", "upper", "work", "merged"):
@@ -112,37 +113,37 @@ class Ours(Subject):
 
     name = "pyfuse3"
     limits = frozenset({"fallocate", "tmpfile", "seek_data", "copy_file_range", "exec_stale"})
-    process: subprocess.Popen[bytes] | None = None
+    _process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         options = self.options() + (",ro" if self.read_only else "")
         command = [sys.executable, "-m", "tests.mounted.serve", options, str(self.mountpoint)]
         log = (self.scratch / "log").open("ab")
         with log:
-            self.process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 command,
                 cwd=Path(__file__).parents[2],
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
-        assert self.process.stdout is not None
-        if self.process.stdout.readline() != b"live\n":
-            self.process.wait(10)
-            self.process.stdout.close()
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != b"live\n":
+            self._process.wait(10)
+            self._process.stdout.close()
             raise RuntimeError((self.scratch / "log").read_text())
 
     def stop(self) -> None:
-        assert self.process is not None
-        assert self.process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         try:
             _unmount(str(self.mountpoint))
-            status = self.process.wait(30)
+            status = self._process.wait(30)
         except BaseException:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
             raise
         finally:
-            self.process.stdout.close()
+            self._process.stdout.close()
         said = (self.scratch / "log").read_text()
         assert status == 0, said
         assert "WARNING" not in said, said

@@ -10,6 +10,7 @@ import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,8 +87,8 @@ def link_from(path: str | os.PathLike[str]) -> None:
     os.link(path, os.fspath(path)[:200] + ".elsewhere")
 
 
-MAKERS: list[Callable[[str], None]] = [create, os.mkdir, os.mkfifo, mknod, mkfile, symlink, bind]
-USERS: list[Callable[[str], None]] = [
+MAKERS: list[Callable[[str], Any]] = [create, os.mkdir, os.mkfifo, mknod, mkfile, symlink, bind]
+USERS: list[Callable[[str], Any]] = [
     read_open, os.stat, os.unlink, os.rmdir, os.readlink, chmod, chown, lchown, truncate,
     utimens, getxattr, rename_from, link_from, os.listdir, os.statvfs,
 ]  # fmt: skip
@@ -95,7 +96,7 @@ ALL = MAKERS + USERS
 FOLLOWERS = [read_open, os.stat, chmod, chown, truncate, utimens, getxattr, os.listdir, os.statvfs]
 
 
-def into(path: str) -> list[Callable[[str], None]]:
+def into(path: str) -> list[Callable[[str], Any]]:
     """Calls that make their argument the new name of something at `path`."""
 
     def rename(new: str) -> None:

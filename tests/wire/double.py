@@ -246,6 +246,17 @@ class MemoryOverlay:
         for place, (name, child) in enumerate(rows[offset:], offset + 1):
             yield DirectoryEntry(name, child.ino, stat.S_IFMT(child.mode) >> 12, place)
 
+    def readdirplus(
+        self, handle: MemoryHandle, offset: int
+    ) -> Iterator[tuple[DirectoryEntry, Entry | None]]:
+        for row in self.readdir(handle, offset):
+            if row.name in (b".", b".."):
+                yield row, None
+                continue
+            entry = self.lookup(handle.node, row.name)
+            if entry is not None:
+                yield row, entry
+
     def releasedir(self, handle: MemoryHandle) -> None:
         self._begin("releasedir")
         self.released.append(handle)
@@ -269,7 +280,7 @@ class MemoryOverlay:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         return node.xattrs[name]
 
-    def listxattr(self, node: MemoryNode) -> list[bytes]:
+    def listxattr(self, node: MemoryNode, caller: Caller | None = None) -> list[bytes]:
         self._begin("listxattr")
         return list(node.xattrs)
 

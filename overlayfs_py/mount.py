@@ -1,0 +1,192 @@
+"""One mount: options -> layers -> overlay -> wire.
+
+`build` opens the layers and needs no mount; `Mount` puts the union in its place and serves it.
+Whether upper, work and mountpoint may be used at all is `preflight`'s subject.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from layerstore.marks import TRUSTED, USER, Marks
+from overlayfs_py import mountinfo
+from overlayfs_py.errors import UserError
+from overlayfs_py.layers.directory import DirectoryLayer
+from overlayfs_py.layers.layer import Layer
+from overlayfs_py.layers.upper import Upper
+from overlayfs_py.options import MountOptions
+from overlayfs_py.overlay.config import Config, IdRange
+from overlayfs_py.overlay.overlay import Overlay
+from overlayfs_py.unmount import detach
+from overlayfs_py.wire import attach
+
+log = logging.getLogger(__name__)
+
+_CAP_SYS_ADMIN = 21
+
+
+def build(options: MountOptions) -> Overlay:
+    """Open the layers and join them.
+
+    Raises:
+        UserError: a layer is missing, cannot be opened, or the options do not fit it.
+    """
+    marks = _marks(options)
+    with ExitStack() as opened:
+        upper = None
+        if options.upperdir is not None:
+            assert options.workdir is not None
+            with _naming("upperdir", options.upperdir):
+                upper = Upper(options.upperdir, options.workdir, marks, volatile=options.volatile)
+            opened.callback(upper.close)
+        lowers = []
+        if options.image is not None:
+            for layer in _image_layers(options, marks):
+                opened.callback(layer.close)
+                lowers.append(layer)
+        for path in options.lowerdirs:
+            lowers.append(_directory("lowerdir", path, marks, opened))
+        data = [_directory("data-only lowerdir", p, marks, opened) for p in options.data_lowerdirs]
+        with _naming("the layers", b""):
+            overlay = Overlay(upper, lowers, data, config(options))
+        opened.pop_all()
+    return overlay
+
+
+def config(options: MountOptions) -> Config:
+    """The part of the options that changes what the union means."""
+    return Config(
+        redirect_dir=options.redirect_dir,
+        metacopy=options.metacopy,
+        index=options.index,
+        xino=options.xino,
+        volatile=options.volatile,
+        fsync=options.fsync,
+        uid_map=tuple(IdRange(*numbers) for numbers in options.uidmapping),
+        gid_map=tuple(IdRange(*numbers) for numbers in options.gidmapping),
+        squash_uid=options.squash_to_uid,
+        squash_gid=options.squash_to_gid,
+        static_nlink=options.static_nlink,
+        noacl=options.noacl,
+        xattr_permissions=options.xattr_permissions,
+        caching=options.timeout is None,
+    )
+
+
+def _directory(kind: str, path: bytes, marks: Marks, opened: ExitStack) -> Layer:
+    with _naming(kind, path):
+        layer = DirectoryLayer(path, marks)
+    opened.callback(layer.close)
+    return layer
+
+
+def _image_layers(options: MountOptions, marks: Marks) -> Iterator[Layer]:
+    # Imported here: a mount of directories needs nothing of the store.
+    from layerstore.store import Store
+
+    from layerstore.errors import StoreError
+    from layerstore.index.reader import Index
+    from overlayfs_py.layers.image import ImageLayer
+
+    assert options.image is not None
+    try:
+        store = Store.open(options.store_root, create=False)
+        image = store.resolve(options.image)
+        # One index has all layers of the image merged, so a lookup costs the same with any number.
+        yield ImageLayer(Index(image.image_index), store.objects_dir, marks)
+    except StoreError as error:
+        raise UserError(str(error)) from None
+
+
+@contextmanager
+def _naming(kind: str, path: bytes) -> Iterator[None]:
+    """An OSError within is the user's to repair: say which directory it is about."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{kind} {os.fsdecode(path)}".strip()
+        raise UserError(f"{where} cannot be used: {error.strerror}") from error
+
+
+def _marks(options: MountOptions) -> Marks:
+    userxattr = options.userxattr
+    if userxattr is None:
+        userxattr = not _may_write_trusted()
+    return USER if userxattr else TRUSTED
+
+
+def _may_write_trusted() -> bool:
+    """Whether this process may use trusted.* xattrs: CAP_SYS_ADMIN in the initial user namespace
+    (xattr(7)).
+    """
+    with open("/proc/self/status") as status:
+        effective = next(line for line in status if line.startswith("CapEff:"))
+    if not int(effective.split()[1], 16) >> _CAP_SYS_ADMIN & 1:
+        return False
+    with open("/proc/self/uid_map") as uid_map:
+        return uid_map.read().split() == ["0", "0", "4294967295"]
+
+
+class Mount:
+    """One mount in this process.
+
+    Args:
+        options: with directories that exist and that nobody else uses.
+        mountpoint: absolute, without symlinks.
+    """
+
+    def __init__(self, options: MountOptions, mountpoint: bytes) -> None:
+        self.options = options
+        self.mountpoint = mountpoint
+
+    async def serve(self, on_live: Callable[[], None]) -> None:
+        """Mount, and answer until the mount is gone or this is cancelled. Layers are open before
+        anything is mounted, so a mountpoint may cover one of them.
+
+        Args:
+            on_live: called once in this thread, when the kernel has begun to talk to us.
+
+        Raises:
+            UserError: it cannot be mounted; nothing is left behind.
+        """
+        # Imported here: libfuse and its loop are this transport's alone.
+        from overlayfs_py.wire import libfuse
+        from overlayfs_py.wire.dispatch import Dispatch
+        from overlayfs_py.wire.nodes import InodeNumbers
+
+        overlay = build(self.options)
+        try:
+            attached = attach.attach(self.mountpoint, self._wishes())
+            try:
+                await libfuse.serve(
+                    Dispatch(overlay, InodeNumbers(), self.options.timeout),
+                    attached.fd,
+                    acl=not self.options.noacl,
+                    masks_here=attached.masks_here,
+                    on_live=on_live,
+                )
+            finally:
+                self._leave(attached)
+        finally:
+            overlay.close()
+
+    def _wishes(self) -> attach.Wishes:
+        options = self.options
+        return attach.Wishes(
+            fsname=options.fsname,
+            subtype=options.subtype,
+            flags=tuple(options.kernel_flags),
+            read_only=options.read_only,
+            allow_other=options.allow_other,
+            default_permissions=options.default_permissions,
+            selinux=options.selinux,
+        )
+
+    def _leave(self, attached: attach.Attached) -> None:
+        """Unmount what is still there and still ours."""
+        entry = mountinfo.top(attached.mountpoint)
+        if entry is not None and entry.device == attached.device:
+            detach(attached.mountpoint)
