@@ -24,7 +24,10 @@ from overlayfs_py.layers.content import FileContent
 from overlayfs_py.layers.filehandle import Filesystem
 from overlayfs_py.layers.layer import Found
 from overlayfs_py.layers.place import Place
-from overlayfs_py.layers.tree import DT_REG, DT_WHT, PrivateMount, Row, Tree
+from overlayfs_py.layers.tree import DT_CHR, DT_REG, DT_WHT, PrivateMount, Row, Tree
+
+DEVICES_MARK = "devices"
+"""On a directory with escaped 0/0 devices in it (our own mark; the kernel passes over what it does not know)."""
 
 _NO_MARKS: dict[str, bytes] = {}
 _OVERRIDE_NAMES = (
@@ -45,6 +48,8 @@ class DirectoryLayer:
     """
 
     local = True
+    # Only the upper's symlinks and special files have marks (their origin).
+    _writable = False
 
     def __init__(self, path: bytes, marks: Marks) -> None:
         path = os.path.realpath(path)
@@ -87,7 +92,8 @@ class DirectoryLayer:
             return self._find_directory(path, status, below)
         if kind == stat.S_IFCHR and status.st_rdev == 0:
             return WHITEOUT
-        return Found(path, self._overridden(path, status))
+        marks = self._read_marks(self.tree.at(path)) if self._writable else _NO_MARKS
+        return Found(path, self._overridden(path, status), marks=marks)
 
     def find_root(self) -> Found:
         """The layer's root directory, with its marks."""
@@ -174,22 +180,26 @@ class DirectoryLayer:
 
     def rows(self, ref: bytes) -> Iterator[Row]:
         """The names in a directory; whiteouts in all forms come as DT_WHT under the name they hide."""
-        place = self.tree.at(ref)
-        xwhiteouts = False
-        if self.xwhiteouts:
-            xwhiteouts = self._read_marks(place).get("opaque") == OPAQUE_XWHITEOUTS
+        marks = self._read_marks(self.tree.at(ref))
+        xwhiteouts = self.xwhiteouts and marks.get("opaque") == OPAQUE_XWHITEOUTS
+        devices = DEVICES_MARK in marks
         for row in self.tree.scan(ref):
             if row.name.startswith(OCI_WHITEOUT_PREFIX):
                 if not is_oci_meta(row.name):
                     yield Row(row.name[len(OCI_WHITEOUT_PREFIX) :], DT_WHT, 0)
-            elif xwhiteouts and row.type == DT_REG and self._is_xwhiteout(ref, row.name):
-                yield Row(row.name, DT_WHT, 0)
+            elif row.type == DT_REG and (xwhiteouts or devices):
+                yield self._in_disguise(ref, row)
             else:
                 yield row
 
-    def _is_xwhiteout(self, ref: bytes, name: bytes) -> bool:
-        found = self.find(ref, name, True)
-        return found is not None and found.whiteout
+    def _in_disguise(self, ref: bytes, row: Row) -> Row:
+        """A regular file that may stand for a whiteout or a device."""
+        found = self.find(ref, row.name, True)
+        if found is not None and found.whiteout:
+            return Row(row.name, DT_WHT, 0)
+        if found is not None and found.device:
+            return Row(row.name, DT_CHR, row.ino)
+        return row
 
     def readlink(self, ref: bytes) -> bytes:
         return self.tree.at(ref).readlink()

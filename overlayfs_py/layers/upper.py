@@ -46,6 +46,8 @@ class Upper(DirectoryLayer):
         OSError: one of them cannot be used.
     """
 
+    _writable = True
+
     def __init__(self, path: bytes, work: bytes, marks: Marks, *, volatile: bool = False) -> None:
         path, work = os.path.realpath(path), os.path.realpath(work)
         # One clone for both: a rename from one clone to another would be one between filesystems.

@@ -24,6 +24,7 @@ import stat
 from layerstore.marks import format_nlink
 from overlayfs_py import syscalls
 from overlayfs_py.errors import OverlayError
+from overlayfs_py.layers.directory import DEVICES_MARK
 from overlayfs_py.layers.layer import Content, Layer, Ref
 from overlayfs_py.layers.place import Named, Place
 from overlayfs_py.layers.upper import Upper
@@ -371,6 +372,8 @@ def _enter_tree(state: State, upper: Upper, node: Node, name: bytes, origin: boo
     before = parent_place.stat()
     if origin:
         set_impure(state, upper, node.parent)
+    if node.device:
+        announce_device(state, upper, node.parent)
     upper.commit(name, state.path(node))
     parent_place.utimens(before.st_atime_ns, before.st_mtime_ns)
 
@@ -413,6 +416,12 @@ def link_up(state: State, node: Node, parent: Node, name: bytes) -> None:
     source.link(place.dir_fd, place.path)
     node.link_offset = total - links - 1
     parent_place.utimens(before.st_atime_ns, before.st_mtime_ns)
+
+
+def announce_device(state: State, upper: Upper, parent: Node) -> None:
+    """Say that an upper directory has an escaped device in it, so that listings look for it."""
+    name = upper.names.prefix + DEVICES_MARK.encode()
+    state.place(parent).setxattr(name, b"y")
 
 
 def set_impure(state: State, upper: Upper, node: Node) -> None:

@@ -20,7 +20,7 @@ from overlayfs_py.errors import OverlayError
 from overlayfs_py.layers.place import Named, Pinned, Place
 from overlayfs_py.layers.upper import Upper
 from overlayfs_py.overlay import acl, attributes, index, redirect
-from overlayfs_py.overlay.copy_up import copy_up, link_up, set_impure, writable
+from overlayfs_py.overlay.copy_up import announce_device, copy_up, link_up, set_impure, writable
 from overlayfs_py.overlay.lookup import check_name, lower_positive
 from overlayfs_py.overlay.node import Node
 from overlayfs_py.overlay.state import State
@@ -153,7 +153,7 @@ def make(state: State, parent: Node, name: bytes, new: New, caller: Caller) -> N
         if new.kind == stat.S_IFDIR and (over_whiteout or parent.merged):
             place.setxattr(upper.names.opaque, b"y")
         if new.is_whiteout_like:
-            set_impure(state, upper, parent)
+            announce_device(state, upper, parent)
         upper.commit(staged, path)
     except BaseException:
         upper.discard(staged)
@@ -278,6 +278,8 @@ def link(state: State, node: Node, parent: Node, name: bytes) -> None:
     place = state.place(node)
     if node.index is not None or "origin" in _marks_of(upper, place):
         set_impure(state, upper, parent)
+    if node.device:
+        announce_device(state, upper, parent)
     if over_whiteout:
         staged = upper.new_name()
         place.link(upper.stage_fd, staged)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from overlayfs_py.errors import OverlayError
 from overlayfs_py.layers.upper import Upper
 from overlayfs_py.overlay import create, redirect, remove
-from overlayfs_py.overlay.copy_up import copy_up, link_up, set_impure
+from overlayfs_py.overlay.copy_up import announce_device, copy_up, link_up, set_impure
 from overlayfs_py.overlay.lookup import adopt, lower_positive, resolve
 from overlayfs_py.overlay.node import Node
 from overlayfs_py.overlay.state import State
@@ -66,7 +66,7 @@ def rename(state: State, old: Name, new: Name, flags: int, caller: Caller) -> No
     _move(state, upper, old, node, new, target)
     if flags & RENAME_WHITEOUT:
         # Seen by callers as the 0/0 device that a real filesystem would leave.
-        create.make(state, *old, create.New(stat.S_IFCHR), Caller(0, 0))
+        create.make(state, *old, create.New(stat.S_IFCHR), caller)
 
 
 def _check_replaceable(state: State, node: Node, target: Node) -> None:
@@ -143,6 +143,8 @@ def _mark_moved(state: State, upper: Upper, node: Node, old: Name, new: Name) ->
         redirect.set_for_rename(state, upper, node, *old, *new)
     if node.merged or node.impure or _has_origin(state, upper, node):
         set_impure(state, upper, new.parent)
+    if node.device:
+        announce_device(state, upper, new.parent)
 
 
 def _has_origin(state: State, upper: Upper, node: Node) -> bool:
