@@ -38,6 +38,8 @@ def op(name: str, *arguments: Any) -> Operation:
     return Operation(name, arguments)
 
 
+DEPTH_MAX = 13
+
 Accept = Callable[[Inode], bool]
 
 SLOTS = 4
@@ -271,17 +273,19 @@ class Generator:
             flags |= RENAME_WHITEOUT
         to_existing = flags & RENAME_EXCHANGE or chance.random() < 0.4
         new = self._existing(chance) if to_existing else self._new(chance)
-        return op("rename", self._existing(chance), new, flags)
+        return self._rename(self._existing(chance), new, flags)
 
     def rename_directory(self, chance: random.Random) -> Operation:
         old = self._existing(chance, lambda inode: inode.is_directory)
         empty = self._existing(chance, lambda inode: inode.is_directory and not inode.children)
-        return op(
-            "rename",
-            old,
-            chance.choice([self._new(chance), empty]),
-            chance.choice([0, RENAME_EXCHANGE, 0]),
-        )
+        new = chance.choice([self._new(chance), empty])
+        return self._rename(old, new, chance.choice([0, RENAME_EXCHANGE, 0]))
+
+    def _rename(self, old: bytes, new: bytes, flags: int) -> Operation:
+        """Not where the tree would become so deep that its paths are longer than PATH_MAX."""
+        longest = max(path.count(b"/") for path, _ in self.tree.walk())
+        deep = longest + max(old.count(b"/"), new.count(b"/")) > DEPTH_MAX
+        return op("look", old) if deep else op("rename", old, new, flags)
 
     def unlink(self, chance: random.Random) -> Operation:
         return op(

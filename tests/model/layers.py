@@ -84,7 +84,9 @@ def _random_layer(chance: random.Random, names: tuple[bytes, ...], whiteout: str
             source = chance.choice(files)
             layer[path] = replace(layer[source], linked_to=layer[source].linked_to or source)
             continue
-        form = "device" if parent and layer[parent].opaque else whiteout
+        form = whiteout
+        if (parent and layer[parent].opaque) or len(name) > 250:
+            form = "device"
         layer[path] = entry = _random_entry(chance, kind, form)
         if entry.is_directory and path.count(b"/") < 3:
             directories.append(path)

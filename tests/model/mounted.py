@@ -131,13 +131,17 @@ class Mounted(Scratch):
     def rotate(self, settle: list[bytes]) -> None:
         """`rotate_directories`, with the tree settled first.
 
-        The index in the old work directory is what keeps a lower file with several names one
-        file, so each of the paths `settle` is copied up first, under all its names.
+        The index in the old work directory is what keeps a lower file with several names one file,
+        so each of the paths `settle` gets its name in the upper: by renaming it and back.
         """
         self.close_all()
         for path in settle:
-            st = os.lstat(self._at(path))
-            os.utime(self._at(path), ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=False)
+            full = self._at(path)
+            parent = os.path.dirname(full)
+            st = os.stat(parent)
+            os.rename(full, parent + b"/.settling")
+            os.rename(parent + b"/.settling", full)
+            os.utime(parent, ns=(st.st_atime_ns, st.st_mtime_ns))
         self.stop()
         self.rotate_directories()
         self.start()

@@ -347,7 +347,7 @@ class Tree:
             self._attach(old_parent, old_name, target)
         self._attach(new_parent, new_name, source)
         if flags & RENAME_WHITEOUT:
-            self._attach(old_parent, old_name, self.new_inode(stat.S_IFCHR))
+            self._make(old_parent, old_name, stat.S_IFCHR)
         self._touch(old_parent, new_parent)
 
     def _resolve_parent(self, path: bytes) -> tuple[Inode, bytes, Inode | None]:

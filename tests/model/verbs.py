@@ -163,9 +163,13 @@ class Verbs(Scratch):
     def rotate(self, settle: list[bytes]) -> None:
         self.close_all()
         for path in settle:
-            node = self._resolve(path, follow=False).positive
-            now: Attributes = run(self.overlay.getattr, node)
-            self._setattr(node, Changes(atime_ns=now.atime_ns, mtime_ns=now.mtime_ns))
+            head = path.rpartition(b"/")[0]
+            parent = self._existing(head)
+            now: Attributes = run(self.overlay.getattr, parent)
+            aside = head + b"/.settling" if head else b".settling"
+            self.rename(path, aside, 0)
+            self.rename(aside, path, 0)
+            self._setattr(parent, Changes(atime_ns=now.atime_ns, mtime_ns=now.mtime_ns))
         self.stop()
         self.rotate_directories()
         self.start()
