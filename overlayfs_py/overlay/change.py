@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from layerstore.marks import MarkInvalid
 from overlayfs_py import syscalls
 from overlayfs_py.errors import OverlayError
 from overlayfs_py.overlay import acl, attributes
-from overlayfs_py.overlay.caller import in_group, is_admin, keeps_setid
+from overlayfs_py.overlay.caller import is_admin
 from overlayfs_py.overlay.copy_up import copy_up, writable
+from overlayfs_py.overlay.handles import FileHandle
 from overlayfs_py.overlay.node import Node
+from overlayfs_py.overlay.privileges import clear_privileges, clear_setid, keeps_setgid
 from overlayfs_py.overlay.state import State
 from overlayfs_py.overlay.values import Caller, Changes
 
-if TYPE_CHECKING:
-    from overlayfs_py.overlay.handles import FileHandle
-
-_CAPABILITY = "security.capability"
 _FOREIGN_MARKS = (b"user.fuseoverlayfs.", b"security.fuseoverlayfs.")
 _FOREIGN_OVERRIDE = b"user.containers.override_stat"
 
@@ -63,15 +59,11 @@ def _chown(state: State, node: Node, changes: Changes, caller: Caller) -> None:
     gid = -1 if changes.gid is None else state.ids.stored_gid(changes.gid)
     attributes.set_owner(state, place, uid, gid)
     left = stat.S_ISREG(before.st_mode) and before.st_mode & stat.S_ISGID
-    if left and not before.st_mode & stat.S_IXGRP and not _keeps_setgid(caller, before.st_gid):
+    if left and not before.st_mode & stat.S_IXGRP and not keeps_setgid(caller, before.st_gid):
         # Made as root, the change above leaves setgid on a file that its group cannot execute; for an outsider to
         # the group it goes (setattr_should_drop_sgid()).
         mode = attributes.placed_stat(state, place).st_mode
         attributes.set_mode(state, place, mode & ~stat.S_ISGID)
-
-
-def _keeps_setgid(caller: Caller, gid: int) -> bool:
-    return in_group(caller, gid) or keeps_setid(caller)
 
 
 def _truncate(
@@ -86,45 +78,6 @@ def _truncate(
         finally:
             os.close(fd)
     clear_setid(state, node, caller)
-
-
-def clear_setid(state: State, node: Node, caller: Caller) -> bool:
-    """After a write or a truncation: clear setuid, and setgid by its rules, unless the caller may keep them.
-
-    Returns:
-        whether anything was cleared.
-    """
-    place = state.place(node)
-    mode = attributes.placed_stat(state, place).st_mode
-    cleared = _without_setid(state, node, mode, caller)
-    if cleared == mode or keeps_setid(caller):
-        return False
-    attributes.set_mode(state, place, cleared)
-    return True
-
-
-def _without_setid(state: State, node: Node, mode: int, caller: Caller) -> int:
-    if not stat.S_ISREG(mode):
-        return mode
-    cleared = mode & ~stat.S_ISUID
-    if mode & stat.S_ISGID:
-        outsider = not in_group(caller, attributes.real_stat(state, node).st_gid)
-        if mode & stat.S_IXGRP or outsider:
-            cleared &= ~stat.S_ISGID
-    return cleared
-
-
-def clear_privileges(state: State, node: Node, caller: Caller) -> None:
-    """The kernel's order to clear setuid, setgid and file capabilities now; it has checked the caller's rights."""
-    if node.kind != stat.S_IFREG:
-        return
-    place = state.place(node)
-    mode = attributes.placed_stat(state, place).st_mode
-    cleared = _without_setid(state, node, mode, caller)
-    if cleared != mode:
-        attributes.set_mode(state, place, cleared)
-    with contextlib.suppress(OSError):
-        place.removexattr(_CAPABILITY)
 
 
 # --- xattrs -----------------------------------------------------------------------------------------------------------
@@ -233,7 +186,7 @@ def _set_acl(
     if name != acl.ACCESS.encode():
         return
     status = attributes.placed_stat(state, place)
-    if status.st_mode & stat.S_ISGID and not _keeps_setgid(caller, status.st_gid):
+    if status.st_mode & stat.S_ISGID and not keeps_setgid(caller, status.st_gid):
         attributes.set_mode(state, place, status.st_mode & ~stat.S_ISGID)
 
 

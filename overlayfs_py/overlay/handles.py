@@ -20,12 +20,12 @@ from overlayfs_py.layers.content import FileContent, NotCached
 from overlayfs_py.layers.layer import Content
 from overlayfs_py.overlay import attributes
 from overlayfs_py.overlay.caller import keeps_setid
-from overlayfs_py.overlay.change import clear_setid
 from overlayfs_py.overlay.copy_up import copy_up
 from overlayfs_py.overlay.faults import Fault
 from overlayfs_py.overlay.lookup import adopt, breaks_links, resolve
 from overlayfs_py.overlay.merge_dir import Listing
 from overlayfs_py.overlay.node import Node
+from overlayfs_py.overlay.privileges import clear_setid
 from overlayfs_py.overlay.state import State
 from overlayfs_py.overlay.values import Caller, DirectoryEntry, Entry
 

@@ -14,17 +14,15 @@ import errno
 import logging
 import os
 import stat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from layerstore.marks import MarkInvalid, format_nlink, parse_nlink
 from overlayfs_py import syscalls
+from overlayfs_py.layers.layer import Found
 from overlayfs_py.layers.place import Named
 from overlayfs_py.layers.upper import Upper, remove_tree
 from overlayfs_py.overlay.node import Lower, Node
 from overlayfs_py.overlay.state import State
-
-if TYPE_CHECKING:
-    from overlayfs_py.overlay.lookup import Resolved
 
 log = logging.getLogger(__name__)
 
@@ -42,24 +40,18 @@ def name_of(handle: bytes) -> bytes:
     return handle.hex().encode()
 
 
-def of_lookup(state: State, resolved: Resolved) -> Linked | None:
-    """The index file behind what a lookup found, None if it has none."""
-    if not state.index_on or stat.S_ISDIR(resolved.status.st_mode):
+def of_lookup(
+    state: State, upper: Found | None, lowers: tuple[Lower, ...], status: os.stat_result
+) -> Linked | None:
+    """The index file behind what a lookup found (in the upper, or the topmost of `lowers` with `status`), None if it
+    has none."""
+    if not state.index_on or stat.S_ISDIR(status.st_mode) or status.st_nlink < 2:
         return None
-    found = resolved.upper
-    if found is None:
-        if resolved.status.st_nlink < 2:
-            return None
-        lower = resolved.lowers[0]
-        handle = lower.layer.handle(lower.ref)
-    else:
-        if found.stat.st_nlink < 2:
-            return None
-        handle = found.marks.get("origin")
+    handle = lowers[0].layer.handle(lowers[0].ref) if upper is None else upper.marks.get("origin")
     if not handle:
         return None
-    linked = find(state, name_of(handle), resolved.status.st_nlink if found is None else 0)
-    if linked is not None and found is not None and linked.status.st_ino != found.stat.st_ino:
+    linked = find(state, name_of(handle), status.st_nlink if upper is None else 0)
+    if linked is not None and upper is not None and linked.status.st_ino != upper.stat.st_ino:
         return None
     return linked
 

@@ -244,7 +244,7 @@ def _require_data(state: State, result: list[Lower], top: Found | None) -> None:
 def adopt(state: State, parent: Node, name: bytes, resolved: Resolved) -> Node:
     """The node of what was found, the same for every name of one inode."""
     kind = stat.S_IFCHR if resolved.top.device else stat.S_IFMT(resolved.status.st_mode)
-    linked = index.of_lookup(state, resolved)
+    linked = index.of_lookup(state, resolved.upper, resolved.lowers, resolved.status)
     upper_ino = 0
     if linked is not None:
         upper_ino = linked.status.st_ino

@@ -11,12 +11,10 @@ from __future__ import annotations
 import os
 import stat
 import weakref
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from overlayfs_py.layers.layer import Layer, Ref
-
-if TYPE_CHECKING:
-    from overlayfs_py.overlay.copy_up import InPlaceData, StagedData
+from overlayfs_py.overlay.staged import InPlaceData, StagedData
 
 
 class Lower(NamedTuple):

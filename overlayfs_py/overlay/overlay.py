@@ -19,11 +19,12 @@ from overlayfs_py.layers.upper import Upper
 from overlayfs_py.overlay import attributes, change, create, handles, index, remove
 from overlayfs_py.overlay import rename as renaming
 from overlayfs_py.overlay.config import Config
-from overlayfs_py.overlay.copy_up import StagedData, copy_up
+from overlayfs_py.overlay.copy_up import copy_up
 from overlayfs_py.overlay.faults import Fault
 from overlayfs_py.overlay.handles import DirectoryHandle, FileHandle
 from overlayfs_py.overlay.lookup import adopt, resolve
 from overlayfs_py.overlay.node import Lower, Node
+from overlayfs_py.overlay.staged import StagedData
 from overlayfs_py.overlay.state import State
 from overlayfs_py.overlay.values import Attributes, Caller, Changes, DirectoryEntry, Entry
 
