@@ -4,12 +4,11 @@ died.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 
 from overlayfs_py import mountinfo, protection
-from overlayfs_py.unmount import detach
+from overlayfs_py.unmount import detach, is_dead
 
 
 def start(mountpoint: bytes) -> None:
@@ -29,19 +28,9 @@ def start(mountpoint: bytes) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         os.read(watched, 1)
-        if _is_dead(mountpoint):
+        entry = mountinfo.top(mountpoint)
+        # A clean end has left no mount, or somebody else's.
+        if entry is not None and entry.fstype.startswith(b"fuse") and is_dead(mountpoint):
             detach(mountpoint)
     finally:
         os._exit(0)
-
-
-def _is_dead(mountpoint: bytes) -> bool:
-    """Whether a mount is there whose daemon is gone; a clean end has left none, or another one's."""
-    entry = mountinfo.top(mountpoint)
-    if entry is None or not entry.fstype.startswith(b"fuse"):
-        return False
-    try:
-        os.stat(mountpoint)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False

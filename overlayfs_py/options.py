@@ -171,6 +171,7 @@ class _Parser:
         elif not options.lowerdirs:
             raise UserError("no lower directory: say -o lowerdir=DIR[:DIR...], top first")
         if options.upperdir is None and options.upper_name is None:
+            options.read_only = True
             if options.workdir is not None:
                 options.notes.append("workdir= has no use without upperdir=: ignored")
                 options.workdir = None

@@ -72,7 +72,7 @@ class Mount:
         """For a table under `HEADER`."""
         record = self.record
         if record is None:
-            return [os.fsdecode(self.mountpoint), "dead", self.mode, "-", "-", "-", "-"]
+            return [os.fsdecode(self.mountpoint), self.state, self.mode, "-", "-", "-", "-"]
         layers = record.image or str(len(record.lowerdirs) + len(record.data_lowerdirs))
         return [
             os.fsdecode(self.mountpoint),

@@ -94,7 +94,7 @@ def record_of(options: MountOptions, mountpoint: bytes) -> Record:
         redirect_dir=options.redirect_dir,
         metacopy=options.metacopy,
         xattr_permissions=options.xattr_permissions,
-        read_only=options.read_only or options.upperdir is None,
+        read_only=options.read_only,
         transport=options.transport,
     )
 

@@ -129,6 +129,15 @@ def _command(pid: str) -> str:
     return "process"
 
 
+def is_dead(mountpoint: bytes) -> bool:
+    """Whether the FUSE mount there has lost its daemon."""
+    try:
+        os.stat(mountpoint)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
 def detach(mountpoint: bytes) -> None:
     """Take the mount out of the tree, now if nobody uses it, else lazily; what fails goes to the
     log.
