@@ -16,7 +16,7 @@ import stat
 import struct
 import urllib.parse
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 from layerstore.errors import SourceInvalid, show
 
@@ -47,6 +47,14 @@ class Source(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes, fewer or none only at the end."""
+        ...
+
+
+class SeekableSource(Source, Protocol):
+    """A source that passes over bytes without reading them."""
+
+    def skip(self, size: int, /) -> None:
+        """Go on `size` bytes later, perhaps behind the end."""
         ...
 
 
@@ -97,7 +105,8 @@ class TarReader:
     """Iterates over the entries of a stream; `data` gives the content of the entry just returned.
 
     Args:
-        source: the uncompressed stream.
+        source: the uncompressed stream. If it is a `SeekableSource`, content nobody asks for is not
+            read, and who uses it compares `data_offset` and sizes with the length of the file.
         label: what it is called in messages.
         needs_end: refuse a stream that ends without the two blocks of zeros. Where a digest covers
             the stream they prove nothing, and some archivers leave them out.
@@ -105,6 +114,7 @@ class TarReader:
 
     def __init__(self, source: Source, label: str, *, needs_end: bool = True) -> None:
         self._source = source
+        self._seekable = cast(SeekableSource, source) if hasattr(source, "skip") else None
         self._label = label
         self._needs_end = needs_end
         self._position = 0
@@ -123,6 +133,11 @@ class TarReader:
         """The stored bytes of `entry`, the one returned last, in pieces of at most 1 MiB."""
         while self._remaining:
             yield self._read_data(entry, min(self._remaining, CHUNK_SIZE))
+
+    @property
+    def data_offset(self) -> int:
+        """Where in the stream the content of the entry just returned starts."""
+        return self._position
 
     def segments(self, entry: TarEntry) -> Iterator[tuple[int, Iterator[bytes]]]:
         """The runs of data of a sparse `entry`, to be consumed in order."""
@@ -448,6 +463,10 @@ class TarReader:
 
     def _skip(self) -> None:
         count = self._remaining + self._padding
+        if self._seekable is not None and count > BLOCK:
+            self._seekable.skip(count)
+            self._position += count
+            count = 0
         while count:
             piece = self._read(min(count, CHUNK_SIZE))
             if not piece:

@@ -1,0 +1,263 @@
+"""What the store knows by name: tags, images, layers and named uppers, in SQLite (WAL).
+
+A row is written only after everything it speaks of is on the disk, and all rows of an image in one
+transaction: a reader sees an image whole or not at all. One thread per `Refs`; any number of
+processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from layerstore.errors import ImageInUse, StoreError, show
+
+SCHEMA_VERSION = 1
+_BUSY_SECONDS = 60
+
+_SCHEMA = """
+CREATE TABLE layers (
+    diff_id TEXT PRIMARY KEY,
+    tar_size INTEGER NOT NULL,
+    content_size INTEGER NOT NULL,
+    entries INTEGER NOT NULL,
+    index_digest TEXT NOT NULL
+) STRICT;
+CREATE TABLE chains (
+    chain_id TEXT PRIMARY KEY,
+    index_digest TEXT NOT NULL
+) STRICT;
+CREATE TABLE images (
+    id TEXT PRIMARY KEY,
+    chain_id TEXT NOT NULL REFERENCES chains,
+    config BLOB NOT NULL,
+    manifest BLOB NOT NULL,
+    source TEXT NOT NULL,
+    imported_ns INTEGER NOT NULL
+) STRICT;
+CREATE TABLE image_layers (
+    image_id TEXT NOT NULL REFERENCES images ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    diff_id TEXT NOT NULL REFERENCES layers,
+    PRIMARY KEY (image_id, position)
+) STRICT;
+CREATE INDEX image_layers_by_layer ON image_layers (diff_id);
+CREATE TABLE tags (
+    name TEXT PRIMARY KEY,
+    image_id TEXT NOT NULL REFERENCES images ON DELETE CASCADE
+) STRICT;
+CREATE TABLE uppers (
+    name TEXT PRIMARY KEY,
+    image_id TEXT NOT NULL REFERENCES images,
+    made_ns INTEGER NOT NULL
+) STRICT;
+"""
+
+
+class LayerRow(NamedTuple):
+    """A layer. Sizes in bytes: of its plain tar, of the files in it; `index_digest` of its index
+    file."""
+
+    diff_id: str
+    tar_size: int
+    content_size: int
+    entries: int
+    index_digest: str
+
+
+class ImageRow(NamedTuple):
+    """An image. `imported_ns` in nanoseconds since 1970."""
+
+    id: str
+    chain_id: str
+    config: bytes
+    manifest: bytes
+    source: str
+    imported_ns: int
+
+
+class Refs:
+    """The names of a store.
+
+    Args:
+        path: the database.
+        create: make it if there is none.
+
+    Raises:
+        StoreError: it is no database of ours, or of a newer version.
+    """
+
+    def __init__(self, path: bytes, *, create: bool = False) -> None:
+        self._path = path
+        mode = "rwc" if create else "rw"
+        quoted = os.fsdecode(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+        try:
+            self._db = sqlite3.connect(
+                f"file:{quoted}?mode={mode}",
+                uri=True,
+                timeout=_BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+        except sqlite3.Error as error:
+            raise StoreError(f"{show(path)}: {error}") from None
+        try:
+            self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self) -> None:
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            # A commit is what makes an image visible: it must survive a power cut.
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            with self.transaction():
+                (version,) = self._db.execute("PRAGMA user_version").fetchone()
+                if version == 0:
+                    for statement in _SCHEMA.split(";"):
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"{show(self._path)}: {error}") from None
+        if version not in (0, SCHEMA_VERSION):
+            raise StoreError(
+                f"{show(self._path)}: the store has version {version}, this program knows"
+                f" {SCHEMA_VERSION}: use a newer one"
+            )
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything in the block happens, or nothing of it."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            # A full disk has SQLite roll back by itself.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        try:
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    # --- layers and chains
+
+    def layer(self, diff_id: str) -> LayerRow | None:
+        """A layer by its diff id."""
+        row = self._db.execute("SELECT * FROM layers WHERE diff_id = ?", (diff_id,)).fetchone()
+        return LayerRow(*row) if row else None
+
+    def layers(self) -> list[LayerRow]:
+        """All layers."""
+        return [LayerRow(*row) for row in self._db.execute("SELECT * FROM layers ORDER BY 1")]
+
+    def chains(self) -> dict[str, str]:
+        """The digests of the image indexes by chain id."""
+        return dict(self._db.execute("SELECT chain_id, index_digest FROM chains").fetchall())
+
+    def has_chain(self, chain_id: str) -> bool:
+        """Whether the index of these layers merged is in the store."""
+        query = "SELECT 1 FROM chains WHERE chain_id = ?"
+        return self._db.execute(query, (chain_id,)).fetchone() is not None
+
+    def image_layers(self, image_id: str) -> list[LayerRow]:
+        """The layers of an image, bottom first."""
+        query = (
+            "SELECT layers.* FROM image_layers JOIN layers USING (diff_id)"
+            " WHERE image_id = ? ORDER BY position"
+        )
+        return [LayerRow(*row) for row in self._db.execute(query, (image_id,))]
+
+    def add_layer(self, layer: LayerRow) -> None:
+        """Add a layer, unless another process was faster. Inside a transaction."""
+        self._db.execute("INSERT OR IGNORE INTO layers VALUES (?, ?, ?, ?, ?)", layer)
+
+    def add_chain(self, chain_id: str, index_digest: str) -> None:
+        """Add an image index, unless another process was faster. Inside a transaction."""
+        self._db.execute("INSERT OR IGNORE INTO chains VALUES (?, ?)", (chain_id, index_digest))
+
+    # --- images and tags
+
+    def images(self) -> list[ImageRow]:
+        """All images, the newest first."""
+        query = "SELECT * FROM images ORDER BY imported_ns DESC, id"
+        return [ImageRow(*row) for row in self._db.execute(query)]
+
+    def images_by_prefix(self, digits: str) -> list[ImageRow]:
+        """The images whose id starts with these hexadecimal digits."""
+        query = "SELECT * FROM images WHERE substr(id, 8, ?) = ? ORDER BY id"
+        return [ImageRow(*row) for row in self._db.execute(query, (len(digits), digits))]
+
+    def tags(self) -> dict[str, str]:
+        """All tags in order, and the image each is of."""
+        return dict(self._db.execute("SELECT name, image_id FROM tags ORDER BY name").fetchall())
+
+    def add_image(self, image: ImageRow, diff_ids: list[str]) -> None:
+        """Add an image, unless it is there already. Inside a transaction."""
+        known = self._db.execute("SELECT 1 FROM images WHERE id = ?", (image.id,)).fetchone()
+        if known:
+            return
+        self._db.execute("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?)", image)
+        self._db.executemany(
+            "INSERT INTO image_layers VALUES (?, ?, ?)",
+            [(image.id, position, diff_id) for position, diff_id in enumerate(diff_ids)],
+        )
+
+    def set_tag(self, name: str, image_id: str) -> None:
+        """Give a tag to an image, taking it from any other. Inside a transaction."""
+        self._db.execute("INSERT OR REPLACE INTO tags VALUES (?, ?)", (name, image_id))
+
+    def remove_tag(self, name: str) -> None:
+        """Forget a tag. Inside a transaction."""
+        self._db.execute("DELETE FROM tags WHERE name = ?", (name,))
+
+    def remove_image(self, image_id: str) -> None:
+        """Forget an image and its tags, and the layers no other image has. Inside a transaction.
+
+        Raises:
+            ImageInUse: a named upper needs it.
+        """
+        query = "SELECT name FROM uppers WHERE image_id = ? ORDER BY name"
+        uppers = [name for (name,) in self._db.execute(query, (image_id,))]
+        if uppers:
+            raise ImageInUse(
+                f"image {short_id(image_id)} is the base of the named upper {', '.join(uppers)}:"
+                " remove that first (layerstore rm --upper NAME)"
+            )
+        self._db.execute("DELETE FROM images WHERE id = ?", (image_id,))
+        self._db.execute(
+            "DELETE FROM layers WHERE diff_id NOT IN (SELECT diff_id FROM image_layers)"
+        )
+        self._db.execute("DELETE FROM chains WHERE chain_id NOT IN (SELECT chain_id FROM images)")
+
+    # --- named uppers
+
+    def uppers(self) -> dict[str, str]:
+        """All named uppers, and the image each is on."""
+        return dict(self._db.execute("SELECT name, image_id FROM uppers ORDER BY name").fetchall())
+
+    def add_upper(self, name: str, image_id: str) -> None:
+        """Add a named upper. Inside a transaction."""
+        self._db.execute("INSERT INTO uppers VALUES (?, ?, ?)", (name, image_id, time.time_ns()))
+
+    def remove_upper(self, name: str) -> None:
+        """Forget a named upper. Inside a transaction."""
+        self._db.execute("DELETE FROM uppers WHERE name = ?", (name,))
+
+
+def short_id(image_id: str) -> str:
+    """The first twelve digits, as podman and docker show an image id."""
+    return image_id[7:19]
