@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import time
 import traceback
@@ -191,17 +192,24 @@ def replay(make: Callable[[], Comparison], operations: Sequence[Operation]) -> s
     return None
 
 
+def _kind_of(disagreement: str | None) -> str:
+    """What went wrong, without names and numbers: a shorter sequence must fail the same way."""
+    problem = (disagreement or "").partition("\n  ")[2].partition("\n")[0]
+    return re.sub(r"b?'(?:[^'\\]|\\.)*'|\d+", "", problem)[:60]
+
+
 def shorten(
     make: Callable[[], Comparison], operations: list[Operation], seconds: float = 120
 ) -> list[Operation]:
     """Leave out all that is not needed for the failure (delta debugging), for at most `seconds`."""
     deadline = time.monotonic() + seconds
+    kind = _kind_of(replay(make, operations))
     size = max(1, len(operations) // 2)
     while size and time.monotonic() < deadline:
         at = 0
         while at < len(operations) and time.monotonic() < deadline:
             shorter = operations[:at] + operations[at + size :]
-            if replay(make, shorter):
+            if kind and _kind_of(replay(make, shorter)) == kind:
                 operations = shorter
             else:
                 at += size

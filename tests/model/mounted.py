@@ -148,7 +148,8 @@ class Mounted(Scratch):
 
     def end(self) -> None:
         self.close_all()
-        self.stop()
+        if os.path.ismount(self.merged):
+            self.stop()
 
     def observe(self) -> tuple[dict[bytes, observe.Seen], dict[int, observe.Seen]]:
         held = {

@@ -6,11 +6,13 @@ asks a filesystem, runs faults inline, and forgets nodes at random.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from layerstore.marks import TRUSTED
@@ -26,6 +28,7 @@ from tests.model.layers import Layer
 from tests.model.mounted import Scratch
 from tests.model.observe import Dialect, Seen
 from tests.model.tree import (
+    CAPABILITY,
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     RENAME_WHITEOUT,
@@ -93,6 +96,7 @@ class Verbs(Scratch):
     def __init__(self, scratch: bytes, stack: list[Layer], umask: int) -> None:
         super().__init__(scratch, stack)
         self.umask = umask
+        self.kills_privileges = bool(len(stack) % 2)
         self.start()
 
     def build(self) -> Overlay:
@@ -290,9 +294,10 @@ class Verbs(Scratch):
         exchange = bool(flags & RENAME_EXCHANGE)
         if exchange and flags & (RENAME_NOREPLACE | RENAME_WHITEOUT):
             raise fail(errno.EINVAL)
-        parents = [self._resolve(path.rpartition(b"/")[0], follow=True) for path in (old, new)]
-        for parent in parents:
-            if not parent.positive.is_dir:
+        parents = []
+        for path in (old, new):
+            parents.append(self._resolve(path.rpartition(b"/")[0], follow=True))
+            if not parents[-1].positive.is_dir:
                 raise fail(errno.ENOTDIR)
         source = self._child(parents[0], old.rpartition(b"/")[2])
         moved = source.positive
@@ -355,7 +360,21 @@ class Verbs(Scratch):
         self._setattr(self._existing(path, follow=True), Changes(mode=mode))
 
     def chown(self, path: bytes, uid: int, gid: int) -> None:
-        self._setattr(self._existing(path), _owner(uid, gid))
+        self._set_owner(self._existing(path), uid, gid)
+
+    def _set_owner(self, node: Node, uid: int, gid: int) -> None:
+        """As a transport with killpriv v2 asks for it, which leaves the clearing to the union, or
+        as one without, which clears by itself."""
+        changes = Changes(uid=None if uid < 0 else uid, gid=None if gid < 0 else gid)
+        if not node.is_dir and not self.kills_privileges:
+            with contextlib.suppress(OSError):
+                run(self.overlay.removexattr, node, CAPABILITY, self.caller)
+            mode = run(self.overlay.getattr, node).mode
+            kept = mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+            changes = replace(changes, mode=None if kept == mode else kept)
+            if changes == Changes():
+                return
+        self._setattr(node, changes)
 
     def utimens(self, path: bytes, atime_ns: int, mtime_ns: int) -> None:
         self._setattr(self._existing(path), Changes(atime_ns=atime_ns, mtime_ns=mtime_ns))
@@ -476,7 +495,7 @@ class Verbs(Scratch):
         self._setattr(self.handles[slot].node, Changes(mode=mode))
 
     def fchown(self, slot: int, uid: int, gid: int) -> None:
-        self._setattr(self.handles[slot].node, _owner(uid, gid))
+        self._set_owner(self.handles[slot].node, uid, gid)
 
     def futimens(self, slot: int, atime_ns: int, mtime_ns: int) -> None:
         self._setattr(self.handles[slot].node, Changes(atime_ns=atime_ns, mtime_ns=mtime_ns))
@@ -583,7 +602,3 @@ class Verbs(Scratch):
         assert [row.name for row in rows[:2]] == [b".", b".."]
         assert rows[0].ino == node.ino, "'.' has another number than the directory"
         return rows[2:]
-
-
-def _owner(uid: int, gid: int) -> Changes:
-    return Changes(uid=None if uid < 0 else uid, gid=None if gid < 0 else gid)
