@@ -112,7 +112,7 @@ class Ours(Subject):
     """Served by pyfuse3 in a process of its own."""
 
     name = "pyfuse3"
-    limits = frozenset({"fallocate", "tmpfile", "seek_data", "copy_file_range", "exec_stale"})
+    limits = frozenset({"fallocate", "tmpfile", "seek_data", "inode_flags"})
     _process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -164,8 +164,8 @@ def test_a_link_to_itself_is_eloop(slot: Slot) -> None:
     for name in ("loop", "ping"):
         for call in ALL:
             assert errno_of(call, str(slot / name / "x")) == "ELOOP", call
-        for call in FOLLOWERS:
-            assert errno_of(call, str(slot / name)) == "ELOOP", call
+        for follower in FOLLOWERS:
+            assert errno_of(follower, str(slot / name)) == "ELOOP", follower
     assert errno_of(os.open, slot / "symlink", os.O_RDONLY | os.O_NOFOLLOW) == "ELOOP"
 
 

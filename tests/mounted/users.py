@@ -58,7 +58,8 @@ def errno_of(call: Callable[..., Any], *arguments: Any, **keywords: Any) -> str:
         if call is os.open:
             os.close(result)
     except OSError as error:
-        return errno.errorcode[error.errno or 0]
+        # Two names of one number on Linux; Python gives the other.
+        return errno.errorcode[error.errno or 0].replace("ENOTSUP", "EOPNOTSUPP")
     return ""
 
 
