@@ -1,8 +1,10 @@
-"""The writable layer: the upper directory, the work directory beside it, and changes that are whole or absent.
+"""The writable layer: the upper directory, the work directory beside it, and changes that are
+whole or absent.
 
-Whatever takes more than one system call is put together under work/work and moved into the upper by one rename, so
-that a crash leaves the tree as it was before or as it is after. The names inside the work directory are the kernel's:
-`work` for what is unfinished, `index` for hard links that were copied up.
+Whatever takes more than one system call is put together under work/work and moved into the upper
+by one rename, so that a crash leaves the tree as it was before or as it is after. The names inside
+the work directory are the kernel's: `work` for what is unfinished, `index` for hard links that
+were copied up.
 
 Thread: the one that runs the verbs; only filling a staged file may happen elsewhere.
 """
@@ -73,23 +75,32 @@ class Upper(DirectoryLayer):
                 f"{os.fsdecode(self.tree.path)!r}: put both on one filesystem"
             )
         work = self.work.fd
+        self.stage_fd = self._open_private(_STAGE)
         if self._present(_VOLATILE):
             raise UserError(
-                f"upperdir {os.fsdecode(self.tree.path)!r} was mounted volatile and not unmounted cleanly, so its "
+                f"upperdir {os.fsdecode(self.tree.path)!r} was mounted volatile and not "
+                f"unmounted cleanly, so its "
                 f"content cannot be trusted: start with a new upper and work directory, or remove "
                 f"{os.fsdecode(self.work.path + b'/' + _INCOMPAT)!r} to use it all the same"
             )
-        try:
-            self.work.stat(_STAGE)
-        except FileNotFoundError:
-            syscalls.mkdir(work, _STAGE, 0)
-        else:
-            self._clear_stage()
-        self.stage_fd = os.open(_STAGE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=work)
+        self._clear_stage()
         if self._volatile:
             syscalls.mkdir(work, _INCOMPAT, 0o700)
             syscalls.mkdir(work, _VOLATILE, 0o700)
         self.device_whiteouts = self._can_make_device_whiteouts()
+
+    def _open_private(self, name: bytes) -> int:
+        """Make and open a directory inside the work directory."""
+        work = self.work.fd
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+        with contextlib.suppress(FileExistsError):
+            syscalls.mkdir(work, name, 0)
+        try:
+            return os.open(name, flags, dir_fd=work)
+        except PermissionError:
+            # Mode 0, as the kernel makes it, opens for privilege only.
+            syscalls.chmod(work, name, 0o700)
+            return os.open(name, flags, dir_fd=work)
 
     def _present(self, path: bytes) -> bool:
         try:
@@ -111,7 +122,8 @@ class Upper(DirectoryLayer):
             if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL):
                 raise
             log.warning(
-                "no right to make 0/0 character devices here (Linux 5.8 allows it to everybody): whiteouts are "
+                "no right to make 0/0 character devices here (Linux 5.8 allows it to everybody): "
+                "whiteouts are "
                 "written as empty files with the overlay.whiteout attribute"
             )
             return False
@@ -130,22 +142,21 @@ class Upper(DirectoryLayer):
         if self._volatile:
             remove_tree(self.work.fd, _INCOMPAT)
 
-    # --- the index ---------------------------------------------------------------------------------------------------
+    # --- the index -------------------------------------------------------------------------------
+    # --------------------
 
     def open_index(self) -> bool:
         """Make and open work/index; False where the filesystem has no file handles."""
         if not self.filesystem.has_handles:
             return False
-        with contextlib.suppress(FileExistsError):
-            syscalls.mkdir(self.work.fd, _INDEX, 0)
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        self.index_fd = os.open(_INDEX, flags, dir_fd=self.work.fd)
+        self.index_fd = self._open_private(_INDEX)
         return True
 
     def index_place(self, name: bytes) -> Named:
         return Named(self.index_fd, name)
 
-    # --- staging -----------------------------------------------------------------------------------------------------
+    # --- staging ---------------------------------------------------------------------------------
+    # --------------------
 
     def new_name(self) -> bytes:
         return b"#%x" % next(self._numbers)
@@ -159,7 +170,9 @@ class Upper(DirectoryLayer):
         return name, syscalls.create(self.stage_fd, name, os.O_RDWR | os.O_EXCL, 0o600)
 
     def commit(self, staged: bytes, path: bytes) -> None:
-        """Give the staged object its place; a whiteout or a file there is replaced, by a directory only a whiteout."""
+        """Give the staged object its place; a whiteout or a file there is replaced, by a directory
+        only a whiteout.
+        """
         place = self.tree.at(path)
         try:
             syscalls.rename(self.stage_fd, staged, place.dir_fd, place.path)
@@ -171,7 +184,9 @@ class Upper(DirectoryLayer):
             syscalls.unlink(self.stage_fd, staged)
 
     def discard(self, staged: bytes) -> None:
-        """Drop a staged object, whatever it is; never fails, since the next mount clears the stage."""
+        """Drop a staged object, whatever it is; never fails, since the next mount clears the
+        stage.
+        """
         try:
             remove_tree(self.stage_fd, staged)
         except FileNotFoundError:
@@ -179,7 +194,8 @@ class Upper(DirectoryLayer):
         except OSError as error:
             log.warning("could not remove unfinished %r: %s", staged, error.strerror)
 
-    # --- whiteouts ---------------------------------------------------------------------------------------------------
+    # --- whiteouts -------------------------------------------------------------------------------
+    # --------------------
 
     def _stage_whiteout(self, path: bytes) -> bytes:
         name = self.new_name()
@@ -192,7 +208,9 @@ class Upper(DirectoryLayer):
         return name
 
     def _announce_xwhiteouts(self, directory: bytes) -> None:
-        """Whiteouts that are attributes are looked for only where the root and the directory say so."""
+        """Whiteouts that are attributes are looked for only where the root and the directory say
+        so.
+        """
         for where in (b"", directory):
             place = self.tree.at(where)
             with contextlib.suppress(OSError):
