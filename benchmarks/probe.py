@@ -84,7 +84,7 @@ def build(cache: Path | None = None) -> Path:
     return target
 
 
-def command(
+def command_line(
     binary: Path,
     operation: str,
     directory: Path,

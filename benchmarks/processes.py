@@ -3,8 +3,10 @@
 Reads /proc only, so it works for any program. Any thread may call it.
 """
 
+import contextlib
 import os
 import re
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,12 +113,38 @@ def available_memory_bytes() -> int:
     return int(match[1]) * 1024 if match else 0
 
 
-def wait_until_gone(pids: list[int], timeout_s: float) -> list[int]:
-    """Waits for `pids` to end, at most `timeout_s`; returns those that live on."""
+def wait_until_released(pids: list[int], connection: int, timeout_s: float) -> None:
+    """Waits until none of `pids` serves FUSE connection `connection`, at most `timeout_s`.
+
+    A daemon of one mount ends then; one that serves many goes on.
+    """
     end = time.monotonic() + timeout_s
-    while (left := [pid for pid in pids if _lives(pid)]) and time.monotonic() < end:
+    while time.monotonic() < end:
+        serving = [found for pid in pids if (found := _fuse_connections(pid)) is not None]
+        # Without the connection in fdinfo an open /dev/fuse may be another mount's: not waited for.
+        if not any(connection in found for found in serving):
+            return
         time.sleep(0.002)
-    return left
+
+
+def end(pids: list[int], timeout_s: float = 10.0) -> None:
+    """Asks `pids`, daemons that this run started, to end, and insists after `timeout_s`."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        until = time.monotonic() + timeout_s
+        while (pids := [pid for pid in pids if _lives(pid)]) and time.monotonic() < until:
+            time.sleep(0.005)
+
+
+def start_time(pid: int) -> float | None:
+    """When a process started, in seconds since boot; None where it is no more."""
+    try:
+        fields = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _lives(pid: int) -> bool:
