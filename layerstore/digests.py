@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from typing import Protocol
 
 _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
 _ANY = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[a-zA-Z0-9=_-]+")
@@ -27,6 +28,20 @@ def is_other(digest: object) -> bool:
 def of_bytes(data: bytes) -> str:
     """The digest of `data`."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+def of_stream(stream: _Readable) -> tuple[str, int]:
+    """The digest and the length of what is left of a stream."""
+    hasher = hashlib.sha256()
+    size = 0
+    while data := stream.read(1 << 20):
+        hasher.update(data)
+        size += len(data)
+    return "sha256:" + hasher.hexdigest(), size
 
 
 def hex_of(digest: str) -> str:

@@ -39,7 +39,9 @@ class ObjectMissing(StoreError):
     """
 
     def __init__(self, digest: str) -> None:
-        super().__init__(f"object {digest} is missing from the store: import its image again")
+        super().__init__(
+            f"object {digest} is missing from the store: layerstore fsck names its images; remove and import them"
+        )
         self.digest = digest
 
 

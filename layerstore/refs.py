@@ -8,9 +8,9 @@ processes.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import time
+import urllib.parse
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -94,10 +94,9 @@ class Refs:
     def __init__(self, path: bytes, *, create: bool = False) -> None:
         self._path = path
         mode = "rwc" if create else "rw"
-        quoted = os.fsdecode(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
         try:
             self._db = sqlite3.connect(
-                f"file:{quoted}?mode={mode}",
+                f"file:{urllib.parse.quote(path)}?mode={mode}",
                 uri=True,
                 timeout=_BUSY_SECONDS,
                 isolation_level=None,

@@ -12,7 +12,7 @@ import stat
 from layerstore import marks
 from layerstore.errors import IndexCorrupt
 from layerstore.index.reader import Index, Stat
-from layerstore.index.tree import Node
+from layerstore.index.tree import Node, directory
 
 _DIRECTORY = 4
 _CHARACTER = 2
@@ -32,8 +32,7 @@ def merge(layers: list[Index]) -> Node:
         IndexCorrupt: one of them is damaged.
     """
     if not layers:
-        root = Node(stat.S_IFDIR | 0o755)
-        return root
+        return directory()
     return _Merge().directory([(index, index.root_nid) for index in reversed(layers)])
 
 
@@ -44,20 +43,21 @@ class _Merge:
 
     def directory(self, places: list[_Place]) -> Node:
         """The tree of the directory that is at `places`, the top one first."""
-        root, waiting = self._open(places)
+        root, contributors = self._open(places)
+        waiting = [(root, contributors)]
         while waiting:
             node, contributors = waiting.pop()
             assert node.children is not None
             for name, found in self._names(contributors).items():
                 if len(found) > 1 or found[0][2] == _DIRECTORY:
-                    child, more = self._open([(index, nid) for index, nid, _ in found])
-                    waiting += more
+                    child, below = self._open([(index, nid) for index, nid, _ in found])
+                    waiting.append((child, below))
                 else:
                     child = self._file(found[0][0], found[0][1])
                 node.children[name] = child
         return root
 
-    def _open(self, places: list[_Place]) -> tuple[Node, list[tuple[Node, list[_Place]]]]:
+    def _open(self, places: list[_Place]) -> tuple[Node, list[_Place]]:
         """The node of a directory, and the layers that its names come from."""
         contributors: list[_Place] = []
         chosen: tuple[Stat, dict[bytes, bytes]] | None = None
@@ -75,7 +75,7 @@ class _Merge:
         node = _node(*chosen)
         for mark in _OVERLAY_MARKS:
             node.xattrs.pop(mark, None)
-        return node, [(node, contributors)]
+        return node, contributors
 
     def _names(self, contributors: list[_Place]) -> dict[bytes, list[tuple[Index, int, int]]]:
         """What each name is: one file, or a directory in one layer or several."""

@@ -117,10 +117,11 @@ class Index:
     def _claim(self) -> None:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            gone = os.fstat(self._fd).st_nlink == 0
         except BlockingIOError:
-            raise StoreError(
-                f"{show(self.path)}: the image is being removed: import it again"
-            ) from None
+            gone = True
+        if gone:
+            raise StoreError(f"{show(self.path)}: the image is being removed: import it again")
 
     def _read_superblock(self) -> None:
         fields = f.SUPERBLOCK.unpack_from(self._map, f.SUPERBLOCK_OFFSET)

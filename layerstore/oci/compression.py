@@ -10,7 +10,7 @@ import hashlib
 import queue
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
 
 import zstandard
@@ -43,10 +43,12 @@ class Digested:
 
     Args:
         file: the stream.
+        on_read: called with the number of bytes read so far.
     """
 
-    def __init__(self, file: _Blob) -> None:
+    def __init__(self, file: _Blob, on_read: Callable[[int], None] | None = None) -> None:
         self._file = file
+        self._on_read = on_read
         self._hasher = hashlib.sha256()
         self.size = 0
 
@@ -55,6 +57,8 @@ class Digested:
         data = self._file.read(size)
         self._hasher.update(data)
         self.size += len(data)
+        if self._on_read is not None:
+            self._on_read(self.size)
         return data
 
     @property
@@ -220,12 +224,16 @@ class Stream:
     Args:
         blob: the stream; only the thread touches it.
         label: what it is called in messages.
+        on_read: called on the thread with the number of bytes of the blob read so far.
     """
 
-    def __init__(self, blob: BinaryIO, label: str) -> None:
-        self._blob = Digested(blob)
+    def __init__(
+        self, blob: BinaryIO, label: str, on_read: Callable[[int], None] | None = None
+    ) -> None:
+        self._blob = Digested(blob, on_read)
         self._label = label
         self._hasher = hashlib.sha256()
+        self._size = 0
         self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(_QUEUE_LENGTH)
         self._stopped = threading.Event()
         self._buffer = b""
@@ -255,6 +263,11 @@ class Stream:
     def blob_size(self) -> int:
         """Bytes of the blob read so far."""
         return self._blob.size
+
+    @property
+    def size(self) -> int:
+        """Bytes of plain content read so far."""
+        return self._size
 
     @property
     def digest(self) -> str:
@@ -300,6 +313,7 @@ class Stream:
         try:
             for chunk in decompress(self._blob, self._label):
                 self._hasher.update(chunk)
+                self._size += len(chunk)
                 if not self._put(chunk):
                     return
             self._put(None)

@@ -1,0 +1,91 @@
+"""fsck: whether the store holds what its images need.
+
+Compares every index with the digest it had when it was made, and looks for every object an index
+refers to; with `content`, reads the objects too. Changes nothing. Beside imports and removals it may
+report what is just coming or going.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from layerstore import digests
+from layerstore.collect import IMAGES, LAYERS, index_path, objects_of
+from layerstore.errors import ObjectCorrupt, ObjectMissing, StoreError, show
+from layerstore.objects import Objects
+from layerstore.store import Image, Store
+
+
+class Problem(NamedTuple):
+    """What is wrong, and the images it hurts."""
+
+    what: str
+    images: list[str]
+
+
+def check(store: Store, *, content: bool = False) -> Iterator[Problem]:
+    """What is wrong with a store.
+
+    Args:
+        content: also read all objects and compare them with their names.
+    """
+    images = store.images()
+    refs = store.refs()
+    needed: dict[bytes, list[str]] = {}
+    for layer in refs.layers():
+        users = [i.name for i in images if any(layer.diff_id == l.diff_id for l in i.layers)]
+        path = index_path(store.root, LAYERS, layer.diff_id)
+        yield from _check_index(path, layer.index_digest, users, needed)
+    for chain, digest in refs.chains().items():
+        users = [image.name for image in images if image.chain_id == chain]
+        yield from _check_index(index_path(store.root, IMAGES, chain), digest, users, needed)
+    yield from _check_objects(store.objects(), needed, content)
+    yield from _check_uppers(store, images)
+
+
+def _check_index(
+    path: bytes, digest: str, users: list[str], needed: dict[bytes, list[str]]
+) -> Iterator[Problem]:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            found, _ = digests.of_stream(file)
+        if found != digest:
+            yield Problem(f"{show(path)}: the index is damaged", users)
+            return
+        for key in objects_of(path):
+            known = needed.setdefault(key, [])
+            known += [name for name in users if name not in known]
+    except FileNotFoundError:
+        yield Problem(f"{show(path)}: the index is missing", users)
+    except (OSError, StoreError) as error:
+        yield Problem(str(error), users)
+
+
+def _check_objects(
+    objects: Objects, needed: dict[bytes, list[str]], content: bool
+) -> Iterator[Problem]:
+    for key, users in sorted(needed.items()):
+        digest = "sha256:" + key.hex()
+        try:
+            if content:
+                objects.verify(digest)
+            elif not objects.has(digest):
+                raise ObjectMissing(digest)
+        except (ObjectMissing, ObjectCorrupt, OSError) as error:
+            yield Problem(str(error), users)
+
+
+def _check_uppers(store: Store, images: list[Image]) -> Iterator[Problem]:
+    names = {image.id: image.name for image in images}
+    for name, image_id in store.uppers().items():
+        directory = os.path.join(store.root, b"uppers", name.encode())
+        for part in (b"upper", b"work"):
+            with contextlib.suppress(OSError):
+                if os.path.isdir(os.path.join(directory, part)):
+                    continue
+            yield Problem(
+                f"{show(os.path.join(directory, part))}: missing", [names.get(image_id, image_id)]
+            )

@@ -1,0 +1,110 @@
+"""Collection: deletes indexes and objects that nothing refers to.
+
+An index is needed while a row names it or somebody has it open (see `Index`); an object while an
+index that is needed refers to it. Runs with imports kept out (`session.exclusive`).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import NamedTuple
+
+from layerstore import digests, session
+from layerstore.index.reader import Index, Object
+from layerstore.objects import Objects
+from layerstore.refs import Refs
+
+LAYERS = b"layers"
+IMAGES = b"images"
+SUFFIX = b".erofs"
+
+
+class Collected(NamedTuple):
+    """What was deleted."""
+
+    objects: int
+    bytes: int
+    indexes: int
+
+
+def index_path(root: bytes, kind: bytes, digest: str) -> bytes:
+    """Where the index of a layer (by diff id) or an image (by chain id) is."""
+    return os.path.join(root, kind, digests.hex_of(digest).encode() + SUFFIX)
+
+
+def collect(root: bytes, refs: Refs) -> Collected | None:
+    """Delete what nothing refers to.
+
+    Returns:
+        what that was; None if an import is running, which puts it off until the next one.
+
+    Raises:
+        IndexCorrupt: an index that is needed cannot be read; nothing was deleted then.
+    """
+    session.want_collection(root)
+    with session.exclusive(root) as alone:
+        if not alone:
+            return None
+        return _collect(root, refs)
+
+
+def _collect(root: bytes, refs: Refs) -> Collected:
+    needed = {
+        *(index_path(root, LAYERS, layer.diff_id) for layer in refs.layers()),
+        *(index_path(root, IMAGES, chain) for chain in refs.chains()),
+    }
+    unneeded: list[tuple[bytes, int]] = []
+    live: set[bytes] = set()
+    try:
+        for path in _indexes(root):
+            held = None if path in needed else session.try_lock(path)
+            if held is None:
+                live |= objects_of(path)
+            else:
+                unneeded.append((path, held))
+        for path, _ in unneeded:
+            os.unlink(path)
+    finally:
+        for _, held in unneeded:
+            os.close(held)
+    objects = Objects(os.path.join(root, b"objects"))
+    removed = freed = 0
+    for digest in objects:
+        if bytes.fromhex(digests.hex_of(digest)) not in live:
+            freed += objects.remove(digest)
+            removed += 1
+    return Collected(removed, freed, len(unneeded))
+
+
+def _indexes(root: bytes) -> list[bytes]:
+    return [
+        os.path.join(root, kind, name)
+        for kind in (LAYERS, IMAGES)
+        for name in sorted(os.listdir(os.path.join(root, kind)))
+    ]
+
+
+def objects_of(path: bytes) -> set[bytes]:
+    """The digests, as 32 bytes each, of all objects an index refers to.
+
+    Raises:
+        IndexCorrupt: it cannot be read.
+    """
+    found: set[bytes] = set()
+    with Index(path) as index:
+        seen: set[int] = set()
+        waiting = [index.root_nid]
+        while waiting:
+            nid = waiting.pop()
+            for _, child, kind in index.entries(nid):
+                if child in seen:
+                    continue
+                seen.add(child)
+                if kind == stat.S_IFDIR >> 12:
+                    waiting.append(child)
+                elif kind == stat.S_IFREG >> 12:
+                    content = index.content(child)
+                    if isinstance(content, Object):
+                        found.add(bytes.fromhex((content.path[:2] + content.path[3:]).decode()))
+    return found

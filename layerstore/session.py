@@ -1,0 +1,137 @@
+"""One import's place and locks, and what is left of imports that died.
+
+    ROOT/lock       flock(2): shared by every import, exclusive by collection
+    ROOT/tmp/NAME/  an import's scratch; the import holds an exclusive flock on the directory
+
+An import that dies leaves its directory without a lock. The next one removes it. If it died while
+giving objects their names (`placing` is there), a collection removes the objects that nothing
+refers to; where imports are running it is put off (`tmp/collect`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+
+_PLACING = b"placing"
+_COLLECT = b"collect"
+
+
+class Session:
+    """An import's directory, while the context lasts.
+
+    Args:
+        root: of the store.
+    """
+
+    def __init__(self, root: bytes) -> None:
+        self._root = root
+        self._tmp = os.path.join(root, b"tmp")
+        self.directory = os.path.join(self._tmp, uuid.uuid4().hex.encode())
+        self.objects = os.path.join(self.directory, b"objects")
+        self.scratch = os.path.join(self.directory, b"scratch")
+        self._locks: list[int] = []
+
+    def __enter__(self) -> Session:
+        self._locks.append(lock(os.path.join(self._root, b"lock"), fcntl.LOCK_SH))
+        # Whoever looks for what dead imports left must not see the directory before its lock.
+        tmp = lock(self._tmp, fcntl.LOCK_SH)
+        try:
+            os.mkdir(self.directory, 0o700)
+            self._locks.append(lock(self.directory, fcntl.LOCK_EX))
+        except BaseException:
+            self._release()
+            raise
+        finally:
+            os.close(tmp)
+        os.mkdir(self.objects)
+        os.mkdir(self.scratch)
+        return self
+
+    def placing(self) -> None:
+        """From now on objects may get names that nothing refers to yet."""
+        os.close(os.open(os.path.join(self.directory, _PLACING), os.O_WRONLY | os.O_CREAT, 0o600))
+
+    def committed(self) -> None:
+        """Everything that was placed is referred to."""
+        os.unlink(os.path.join(self.directory, _PLACING))
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if not os.path.exists(os.path.join(self.directory, _PLACING)):
+                shutil.rmtree(self.directory, ignore_errors=True)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        while self._locks:
+            os.close(self._locks.pop())
+
+
+def lock(path: bytes, how: int) -> int:
+    """A descriptor that holds a flock on a file (which is made) or a directory."""
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags | os.O_CREAT, 0o600)
+    except IsADirectoryError:
+        fd = os.open(path, flags | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, how)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def try_lock(path: bytes) -> int | None:
+    """As `lock`, exclusive, but None at once if somebody holds it."""
+    try:
+        return lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+
+
+def sweep(root: bytes) -> bool:
+    """Remove what dead imports left in tmp/; returns whether a collection is due."""
+    tmp = os.path.join(root, b"tmp")
+    guard = lock(tmp, fcntl.LOCK_EX)
+    try:
+        for name in os.listdir(tmp):
+            path = os.path.join(tmp, name)
+            if name == _COLLECT:
+                continue
+            held = try_lock(path)
+            if held is None:
+                continue
+            try:
+                if os.path.exists(os.path.join(path, _PLACING)):
+                    want_collection(root)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(held)
+        return os.path.exists(os.path.join(tmp, _COLLECT))
+    finally:
+        os.close(guard)
+
+
+def want_collection(root: bytes) -> None:
+    """Note that there may be objects or indexes nothing refers to."""
+    os.close(os.open(os.path.join(root, b"tmp", _COLLECT), os.O_WRONLY | os.O_CREAT, 0o600))
+
+
+@contextlib.contextmanager
+def exclusive(root: bytes) -> Iterator[bool]:
+    """Keep imports out while the context lasts; False at once if one is running."""
+    held = try_lock(os.path.join(root, b"lock"))
+    try:
+        yield held is not None
+        if held is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(root, b"tmp", _COLLECT))
+    finally:
+        if held is not None:
+            os.close(held)

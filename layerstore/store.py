@@ -1,0 +1,401 @@
+"""`Store`: images by name, and everything needed to mount one.
+
+    ROOT/refs.sqlite        tags, images, layers, named uppers (refs)
+    ROOT/objects/ab/cd...   content by SHA-256 (objects)
+    ROOT/layers/DIFF.erofs  the index of each layer
+    ROOT/images/CHAIN.erofs the index of each image, its layers merged, by chain id
+    ROOT/uppers/NAME/       upper and work of a named upper
+    ROOT/tmp, ROOT/lock     imports under way (session)
+
+Blocking; one thread per `Store`, any number of processes per directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from layerstore import collect, names, session
+from layerstore.collect import IMAGES, LAYERS, Collected, index_path
+from layerstore.errors import ImageInUse, ImageUnknown, StoreError, show
+from layerstore.index.reader import Index
+from layerstore.marks import TRUSTED
+from layerstore.objects import Objects
+from layerstore.refs import ImageRow, LayerRow, Refs, short_id
+
+if TYPE_CHECKING:
+    from layerstore.importer import Progress
+
+ROOT_VARIABLE = "LAYERSTORE_ROOT"
+_DIRECTORIES = (b"objects", LAYERS, IMAGES, b"uppers", b"tmp")
+_DATABASE = b"refs.sqlite"
+
+
+@dataclass(slots=True, frozen=True)
+class Image:
+    """An image in the store.
+
+    `id`: the digest of its config. `layers`: bottom first; `layer_indexes` are theirs.
+    `image_index`: all of them merged. `config`: parsed. `size`: bytes of all files of all layers,
+    before deduplication. `imported_ns`: in nanoseconds since 1970. `manifest`: as it came, empty
+    where the source had none.
+    """
+
+    id: str
+    tags: list[str]
+    chain_id: str
+    layers: list[LayerRow]
+    image_index: bytes
+    layer_indexes: list[bytes]
+    config: dict[str, Any]
+    size: int
+    source: str
+    imported_ns: int
+    manifest: bytes
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message: its first tag, or the start of its id."""
+        return self.tags[0] if self.tags else short_id(self.id)
+
+
+def default_root() -> bytes:
+    """Where the store is unless somebody says: `LAYERSTORE_ROOT`, /var/lib/layerstore for root,
+    `layerstore` in $XDG_DATA_HOME (~/.local/share) for users.
+
+    Who is root in a user namespace only is a user: podman unshare finds the same store.
+    """
+    named = os.environb.get(ROOT_VARIABLE.encode())
+    if named:
+        return os.path.abspath(named)
+    if os.geteuid() == 0 and _in_initial_user_namespace():
+        return b"/var/lib/layerstore"
+    data = os.environb.get(b"XDG_DATA_HOME") or os.path.expanduser(b"~/.local/share")
+    return os.path.join(os.path.abspath(data), b"layerstore")
+
+
+def _in_initial_user_namespace() -> bool:
+    try:
+        with open("/proc/self/uid_map") as file:
+            return file.read().split() == ["0", "0", "4294967295"]
+    except OSError:
+        return True
+
+
+class Store:
+    """A layer store; see `open`."""
+
+    def __init__(self, root: bytes, refs: Refs) -> None:
+        self.root = root
+        self.objects_dir = os.path.join(root, b"objects")
+        self._refs = refs
+        self.close = weakref.finalize(self, refs.close)
+
+    @classmethod
+    def open(cls, root: bytes | str | None = None, create: bool = False) -> Store:
+        """Open the store in a directory.
+
+        Args:
+            root: the directory, or None for `default_root`.
+            create: make the store if there is none.
+
+        Raises:
+            StoreError: there is no store, or something else is there, or it may not be used.
+        """
+        path = default_root() if root is None else os.path.abspath(os.fsencode(root))
+        try:
+            if create:
+                _make(path)
+            elif not os.path.exists(os.path.join(path, _DATABASE)):
+                raise StoreError(
+                    f"{show(path)}: there is no layer store: layerstore import makes one,"
+                    f" --root or {ROOT_VARIABLE} names another place"
+                )
+            return cls(path, Refs(os.path.join(path, _DATABASE), create=create))
+        except OSError as error:
+            where = error.filename if error.filename is not None else path
+            raise StoreError(
+                f"{show(where)}: {error.strerror}: the layer store cannot be used; --root or"
+                f" {ROOT_VARIABLE} names another place"
+            ) from None
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- images
+
+    def images(self) -> list[Image]:
+        """All images, the newest first."""
+        tags = self._refs.tags()
+        return [self._image(row, tags) for row in self._refs.images()]
+
+    def resolve(self, name: str) -> Image:
+        """The image with this tag (`latest` if none is given), this id or start of an id, or, if
+        only one has it, this tag without registry and path.
+
+        Raises:
+            ImageUnknown: none or several do.
+        """
+        row, tags = self._find(name)
+        return self._image(row, tags)
+
+    def _find(self, name: str) -> tuple[ImageRow, dict[str, str]]:
+        tags = self._refs.tags()
+        image_id = None
+        with contextlib.suppress(StoreError):
+            full = names.full_name(name)
+            image_id = tags.get(full)
+            if image_id is None:
+                found = {key: value for key, value in tags.items() if names.is_short_for(full, key)}
+                if len(set(found.values())) > 1:
+                    raise ImageUnknown(f"{show(name)}: which one? {', '.join(found)}")
+                image_id = next(iter(found.values()), None)
+        digits = names.id_digits(name) if image_id is None else image_id[7:]
+        rows = self._refs.images_by_prefix(digits) if digits else []
+        if len(rows) == 1:
+            return rows[0], tags
+        if rows:
+            raise ImageUnknown(f"{show(name)}: {len(rows)} image ids start so: give more digits")
+        raise ImageUnknown(
+            f"{show(name)}: no such image in {show(self.root)}: layerstore images lists them,"
+            " layerstore import brings one"
+        )
+
+    def _image(self, row: ImageRow, tags: dict[str, str]) -> Image:
+        layers = self._refs.image_layers(row.id)
+        return Image(
+            id=row.id,
+            tags=[name for name, image_id in tags.items() if image_id == row.id],
+            chain_id=row.chain_id,
+            layers=layers,
+            image_index=index_path(self.root, IMAGES, row.chain_id),
+            layer_indexes=[index_path(self.root, LAYERS, layer.diff_id) for layer in layers],
+            config=json.loads(row.config),
+            size=sum(layer.content_size for layer in layers),
+            source=row.source,
+            imported_ns=row.imported_ns,
+            manifest=row.manifest,
+        )
+
+    def import_image(
+        self,
+        source: str,
+        tag: str | None = None,
+        progress: Progress | None = None,
+        *,
+        absolute_names: bool = False,
+    ) -> Image:
+        """Import an image.
+
+        Args:
+            source: spelled as `layerstore.oci.sources` says.
+            tag: NAME[:TAG] for it; None: what the source calls it, which may be nothing.
+            progress: see `layerstore.importer.Progress`.
+            absolute_names: take absolute names in a layer as names below its root.
+
+        Raises:
+            StoreError: it cannot be imported; nothing was.
+        """
+        from layerstore.importer import Importer
+
+        self._tidy()
+        try:
+            with session.Session(self.root) as importing:
+                importer = Importer(
+                    self.root, self._refs, importing, progress, absolute_names=absolute_names
+                )
+                image_id = importer.run(source, tag)
+        except BaseException:
+            # What a failed import left may also be more than a full disk lets us tidy up.
+            with contextlib.suppress(Exception):
+                self._tidy()
+            raise
+        return self.resolve(image_id)
+
+    def tag(self, name: str, tag: str) -> None:
+        """Give an image one more tag, taking it from any other.
+
+        Raises:
+            ImageUnknown, StoreError: no such image, no such name possible.
+        """
+        full = names.full_name(tag)
+        with self._refs.transaction():
+            row, _ = self._find(name)
+            self._refs.set_tag(full, row.id)
+
+    def remove(self, name: str, *, force: bool = False) -> Collected | None:
+        """Remove a tag, and with its last tag (or by id) the image, and what only it needed.
+
+        Args:
+            name: as for `resolve`.
+            force: by id, although it has several tags.
+
+        Returns:
+            what was deleted from the disk; None if that was put off because an import is running.
+
+        Raises:
+            ImageUnknown: no such image.
+            ImageInUse: a mount or a named upper needs it, or several tags name it.
+        """
+        with self._refs.transaction():
+            row, tags = self._find(name)
+            its_tags = [tag for tag, image_id in tags.items() if image_id == row.id]
+            by_tag = self._tag_meant(name, its_tags)
+            if by_tag is not None and len(its_tags) > 1:
+                self._refs.remove_tag(by_tag)
+                return Collected(0, 0, 0)
+            if len(its_tags) > 1 and not force:
+                raise ImageInUse(
+                    f"image {short_id(row.id)} has the tags {', '.join(its_tags)}: remove those, or"
+                    " use --force"
+                )
+            if not self._is_chain_shared(row):
+                _refuse_in_use(row, index_path(self.root, IMAGES, row.chain_id))
+            self._refs.remove_image(row.id)
+        return collect.collect(self.root, self._refs)
+
+    def _tag_meant(self, name: str, its_tags: list[str]) -> str | None:
+        with contextlib.suppress(StoreError):
+            full = names.full_name(name)
+            for tag in its_tags:
+                if tag == full or names.is_short_for(full, tag):
+                    return tag
+        return None
+
+    def _is_chain_shared(self, row: ImageRow) -> bool:
+        return any(
+            other.chain_id == row.chain_id and other.id != row.id for other in self._refs.images()
+        )
+
+    def collect(self) -> Collected | None:
+        """Delete what nothing refers to; see `layerstore.collect`.
+
+        Raises:
+            IndexCorrupt: an index cannot be read; nothing was deleted.
+        """
+        session.sweep(self.root)
+        return collect.collect(self.root, self._refs)
+
+    def _tidy(self) -> None:
+        if session.sweep(self.root):
+            collect.collect(self.root, self._refs)
+
+    def objects(self) -> Objects:
+        """The objects."""
+        return Objects(self.objects_dir)
+
+    def refs(self) -> Refs:
+        """The database."""
+        return self._refs
+
+    # --- named uppers
+
+    def named_upper(self, name: str, image: Image) -> tuple[bytes, bytes]:
+        """The upper and work directory called `name`, made when it is first asked for.
+
+        The new upper has the attributes of the image's root, which it stands for in the union.
+
+        Raises:
+            StoreError: the name cannot be one, or belongs to another image.
+        """
+        names.check_upper_name(name)
+        directory = os.path.join(self.root, b"uppers", name.encode())
+        with self._refs.transaction():
+            known = self._refs.uppers().get(name)
+            if known is not None and known != image.id:
+                raise StoreError(
+                    f"the named upper {name} is on image {short_id(known)}, not {image.name}"
+                    f" ({short_id(image.id)}): choose another name, or remove it"
+                    f" (layerstore rm --upper {name})"
+                )
+            if not os.path.exists(directory):
+                self._make_upper(directory, image)
+            if known is None:
+                self._refs.add_upper(name, image.id)
+        return os.path.join(directory, b"upper"), os.path.join(directory, b"work")
+
+    def _make_upper(self, directory: bytes, image: Image) -> None:
+        with session.Session(self.root) as making:
+            made = os.path.join(making.directory, b"upper")
+            os.mkdir(made, 0o700)
+            os.mkdir(os.path.join(made, b"upper"), 0o755)
+            os.mkdir(os.path.join(made, b"work"), 0o700)
+            with Index(image.image_index) as index:
+                _copy_attributes(index, os.path.join(made, b"upper"))
+            os.rename(made, directory)
+
+    def uppers(self) -> dict[str, str]:
+        """All named uppers, and the id of the image each is on."""
+        return self._refs.uppers()
+
+    def remove_upper(self, name: str) -> None:
+        """Delete a named upper and everything in it.
+
+        Raises:
+            StoreError: there is none of this name, or a mount uses it.
+        """
+        directory = os.path.join(self.root, b"uppers", names.check_upper_name(name).encode())
+        with contextlib.ExitStack() as stack, self._refs.transaction():
+            if name not in self._refs.uppers():
+                raise StoreError(f"there is no named upper {name} in {show(self.root)}")
+            if os.path.exists(directory):
+                # A mount holds a lock on both for as long as it lives.
+                for part in (b"upper", b"work"):
+                    held = session.try_lock(os.path.join(directory, part))
+                    if held is None:
+                        raise StoreError(f"the named upper {name} is mounted: unmount it first")
+                    stack.callback(os.close, held)
+                trash = stack.enter_context(session.Session(self.root)).directory
+                os.rename(directory, os.path.join(trash, b"upper"))
+            self._refs.remove_upper(name)
+
+
+def _make(path: bytes) -> None:
+    database = os.path.join(path, _DATABASE)
+    if not os.path.exists(database):
+        os.makedirs(path, 0o700, exist_ok=True)
+        strangers = set(os.listdir(path)) - {*_DIRECTORIES, _DATABASE, b"lock"}
+        if any(not name.startswith(_DATABASE) for name in strangers):
+            raise StoreError(
+                f"{show(path)}: is neither empty nor a layer store: choose another --root"
+            )
+    for name in _DIRECTORIES:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.join(path, name), 0o700)
+
+
+def _refuse_in_use(row: ImageRow, path: bytes) -> None:
+    try:
+        held = session.try_lock(path) if os.path.exists(path) else -1
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS):
+            raise
+        held = -1
+    if held is None:
+        raise ImageInUse(f"image {short_id(row.id)} is mounted or being read: unmount it first")
+    if held >= 0:
+        os.close(held)
+
+
+def _copy_attributes(index: Index, path: bytes) -> None:
+    """Give a directory the attributes of an image's root, as far as this process may."""
+    status = index.stat(index.root_nid)
+    with contextlib.suppress(OSError):
+        os.chown(path, status.uid, status.gid)
+    os.chmod(path, stat.S_IMODE(status.mode))
+    for name, value in index.xattrs(index.root_nid).items():
+        if TRUSTED.is_private(name):
+            continue
+        with contextlib.suppress(OSError):
+            os.setxattr(path, TRUSTED.unescape(name), value)
+    with contextlib.suppress(OSError, OverflowError):
+        os.utime(path, ns=(status.mtime_ns, status.mtime_ns))
