@@ -36,7 +36,7 @@ def check(store: Store, *, content: bool = False) -> Iterator[Problem]:
     refs = store.refs()
     needed: dict[bytes, list[str]] = {}
     for layer in refs.layers():
-        users = [i.name for i in images if any(layer.diff_id == l.diff_id for l in i.layers)]
+        users = [i.name for i in images if layer in i.layers]
         path = index_path(store.root, LAYERS, layer.diff_id)
         yield from _check_index(path, layer.index_digest, users, needed)
     for chain, digest in refs.chains().items():

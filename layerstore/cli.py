@@ -15,7 +15,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from layerstore.errors import StoreError, show
 from layerstore.refs import short_id
@@ -69,8 +69,8 @@ def run(argv: Sequence[str]) -> int:
         return _fail(f"the store's database: {error}: is another layerstore stuck?")
 
 
-def _terminated(_number: int, _frame: object) -> None:
-    raise StoreError("ended by a signal; nothing was imported")
+def _terminated(_number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _fail(message: str, status: int = 1) -> int:
