@@ -7,6 +7,7 @@ through a pipe: "live", or "error" and one line.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from overlayfs_py.errors import UserError
@@ -56,6 +57,9 @@ def _become_daemon(options: MountOptions, mountpoint: bytes, report: int) -> Non
     code = 1
     try:
         code = _run(options, mountpoint, report)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.write(report, _ERROR + os.fsencode(f"{type(error).__name__}: {error}"))
     finally:
         # Not sys.exit: the caller's buffers and exit handlers are not ours to run.
         os._exit(code)
