@@ -16,6 +16,9 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
 
+NOW = -(1 << 127)
+"""As a time in nanoseconds: the clock when the change is made (UTIME_NOW); no timespec is that early."""
+
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_EMPTY_PATH = 0x1000
@@ -138,7 +141,7 @@ def truncate(fd: int, size: int) -> None:
 
 
 def utimens(dir_fd: int, path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
-    """utimensat(2) without following a symlink; None leaves a time alone, a negative number sets it to now."""
+    """utimensat(2) without following a symlink; None leaves a time alone, NOW is the clock."""
     times = _timespec(atime_ns) + _timespec(mtime_ns)
     _check(_libc.utimensat(dir_fd, path, times, AT_SYMLINK_NOFOLLOW))
 
@@ -152,7 +155,7 @@ def utimens_descriptor(fd: int, atime_ns: int | None, mtime_ns: int | None) -> N
 def _timespec(ns: int | None) -> bytes:
     if ns is None:
         return struct.pack("qq", 0, UTIME_OMIT)
-    if ns == -1:
+    if ns == NOW:
         return struct.pack("qq", 0, UTIME_NOW)
     return struct.pack("qq", ns // 1_000_000_000, ns % 1_000_000_000)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Hashable, Iterator
@@ -20,6 +21,7 @@ from layerstore.marks import (
     is_oci_meta,
     parse_override_stat,
 )
+from overlayfs_py.errors import OverlayError
 from overlayfs_py.layers.content import FileContent
 from overlayfs_py.layers.filehandle import Filesystem
 from overlayfs_py.layers.layer import Found
@@ -50,6 +52,8 @@ class DirectoryLayer:
     local = True
     # Only the upper's symlinks and special files have marks (their origin).
     _writable = False
+    # Set by the union: whether files may have their data in another layer (metacopy=on, data-only layers).
+    follows_metacopy = False
 
     def __init__(self, path: bytes, marks: Marks) -> None:
         path = os.path.realpath(path)
@@ -100,6 +104,9 @@ class DirectoryLayer:
         return self._find_directory(b"", self.tree.stat(b""), True)
 
     def _find_file(self, path: bytes, status: os.stat_result) -> Found:
+        if status.st_size and not self.follows_metacopy and not self._writable:
+            # Nothing to learn but that it is a metacopy, which `open` refuses.
+            return Found(path, self._overridden(path, status))
         marks = self._read_marks(self.tree.at(path))
         if not marks:
             return Found(path, status)
@@ -118,6 +125,9 @@ class DirectoryLayer:
 
     def _find_directory(self, path: bytes, status: os.stat_result, below: bool) -> Found:
         marks = self._read_marks(self.tree.at(path))
+        if marks.get("opaque") == OPAQUE_XWHITEOUTS:
+            # As ovl_layer_set_xwhiteouts(): from the first such directory on, the whole layer may have them.
+            self.xwhiteouts = True
         opaque = marks.get("opaque") == OPAQUE_YES or (below and self._exists(path, OCI_OPAQUE))
         return Found(
             path,
@@ -178,12 +188,12 @@ class DirectoryLayer:
     def stat(self, ref: bytes) -> os.stat_result:
         return self._overridden(ref, self.tree.stat(ref))
 
-    def rows(self, ref: bytes) -> Iterator[Row]:
+    def rows(self, ref: bytes, *, quiet: bool = True) -> Iterator[Row]:
         """The names in a directory; whiteouts in all forms come as DT_WHT under the name they hide."""
         marks = self._read_marks(self.tree.at(ref))
         xwhiteouts = self.xwhiteouts and marks.get("opaque") == OPAQUE_XWHITEOUTS
         devices = DEVICES_MARK in marks
-        for row in self.tree.scan(ref):
+        for row in self.tree.scan(ref, quiet=quiet):
             if row.name.startswith(OCI_WHITEOUT_PREFIX):
                 if not is_oci_meta(row.name):
                     yield Row(row.name[len(OCI_WHITEOUT_PREFIX) :], DT_WHT, 0)
@@ -211,7 +221,13 @@ class DirectoryLayer:
         return self.tree.at(ref).getxattr(name)
 
     def open(self, ref: bytes) -> FileContent:
-        return FileContent(self.tree.open(ref, os.O_RDONLY | os.O_NONBLOCK))
+        """Raises OSError: EPERM for a metacopy where metacopy=off, as in ovl_lookup()."""
+        fd = self.tree.open(ref, os.O_RDONLY | os.O_NONBLOCK)
+        if not self.follows_metacopy and _has_xattr(fd, self.names.metacopy):
+            os.close(fd)
+            cause = f"{ref!r} has only metadata: mount with metacopy=on"
+            raise OverlayError(errno.EPERM, cause, logging.WARNING)
+        return FileContent(fd)
 
     def device(self, status: os.stat_result) -> Hashable:
         return status.st_dev
@@ -222,6 +238,14 @@ class DirectoryLayer:
     def handle(self, ref: bytes) -> bytes | None:
         place = self.tree.at(ref)
         return self.filesystem.handle(place.dir_fd, place.path)
+
+
+def _has_xattr(fd: int, name: bytes) -> bool:
+    try:
+        os.getxattr(fd, name)
+    except OSError:
+        return False
+    return True
 
 
 def override_stat(status: os.stat_result, raw: bytes) -> os.stat_result:

@@ -87,7 +87,7 @@ class ImageLayer:
     def stat(self, ref: int) -> os.stat_result:
         return _stat(self._ask(self.index.stat, ref))
 
-    def rows(self, ref: int) -> Iterator[Row]:
+    def rows(self, ref: int, *, quiet: bool = True) -> Iterator[Row]:
         entries = self.index.entries(ref)
         while True:
             entry = self._ask(next, entries, None)

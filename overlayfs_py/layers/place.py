@@ -28,13 +28,17 @@ class Place(Protocol):
 
 
 class Named:
-    """An object at `path` below the directory `dir_fd`. The path is short enough for one system call."""
+    """An object at `path` below the directory `dir_fd`. The path is short enough for one system call.
 
-    __slots__ = ("dir_fd", "path")
+    `keep` owns the descriptor, if nobody else does.
+    """
 
-    def __init__(self, dir_fd: int, path: bytes) -> None:
+    __slots__ = ("_keep", "dir_fd", "path")
+
+    def __init__(self, dir_fd: int, path: bytes, keep: object = None) -> None:
         self.dir_fd = dir_fd
         self.path = path
+        self._keep = keep
 
     @property
     def _proc(self) -> bytes:

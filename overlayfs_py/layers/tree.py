@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 # PATH_MAX is 4096 with the NUL; /proc/self/fd/N/ goes before a path where xattrs are meant.
 _STEP_MAX = 4000
+_STEPS_MAX = 16
 
 DT_UNKNOWN, DT_FIFO, DT_CHR, DT_DIR, DT_BLK, DT_REG, DT_LNK, DT_SOCK, DT_WHT = (
     0,
@@ -96,6 +97,18 @@ class PrivateMount:
         os.close(self._fd)
 
 
+class _Step:
+    """A directory on the way to deep paths, open as long as somebody is on that way."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 class Tree:
     """The directory at `path`.
 
@@ -114,8 +127,10 @@ class Tree:
         quiet = fd is not None and read_only
         self.fd = os.open(self.path, _DIRECTORY) if fd is None else fd
         self.dev = os.fstat(self.fd).st_dev
-        self._steps: dict[bytes, int] = {}
-        self._noatime = read_only and not quiet
+        self._steps: dict[bytes, _Step] = {}
+        # On a quiet clone nothing needs to be asked for.
+        self._read_only = read_only
+        self._noatime = not quiet
 
     def close(self) -> None:
         self.forget_steps()
@@ -126,22 +141,15 @@ class Tree:
         if len(path) <= _STEP_MAX:
             return Named(self.fd, path or b".")
         head, tail = _split(path)
-        return Named(self._step(head), tail)
-
-    def _step(self, head: bytes) -> int:
-        fd = self._steps.get(head)
-        if fd is None:
-            if len(self._steps) >= 16:
+        step = self._steps.get(head)
+        if step is None:
+            if len(self._steps) >= _STEPS_MAX:
                 self.forget_steps()
-            place = self.at(head)
-            fd = place.open(os.O_PATH | os.O_DIRECTORY)
-            self._steps[head] = fd
-        return fd
+            step = self._steps[head] = _Step(self.at(head).open(os.O_PATH | os.O_DIRECTORY))
+        return Named(step.fd, tail, step)
 
     def forget_steps(self) -> None:
         """A directory was renamed or removed: what was known of the way to deep paths no longer holds."""
-        for fd in self._steps.values():
-            os.close(fd)
         self._steps.clear()
 
     def stat(self, path: bytes) -> os.stat_result:
@@ -149,21 +157,23 @@ class Tree:
             return os.stat(path or b".", dir_fd=self.fd, follow_symlinks=False)
         return self.at(path).stat()
 
-    def open(self, path: bytes, flags: int) -> int:
-        """open(2) of what is at `path`, without updating its access time if the tree is only read."""
+    def open(self, path: bytes, flags: int, *, quiet: bool = False) -> int:
+        """open(2) of what is at `path`; without updating its access time if that is asked for or the tree is only
+        read."""
         place = self.at(path)
-        if self._noatime:
+        if self._noatime and (quiet or self._read_only):
             with contextlib.suppress(PermissionError):
                 return place.open(flags | os.O_NOATIME)
             # Not ours, and no capability: O_NOATIME is refused from the first object on.
             self._noatime = False
-            log.info("%r: access times of this layer may change (no right to O_NOATIME)", self.path)
+            log.info("%r: access times may change (no right to O_NOATIME)", self.path)
         return place.open(flags)
 
-    def scan(self, path: bytes) -> Iterator[Row]:
+    def scan(self, path: bytes, *, quiet: bool = True) -> Iterator[Row]:
         """The names in the directory `path`, in the filesystem's order, without . and .. ; whiteouts that are
-        0/0 character devices come as DT_WHT, which costs a stat only for special files."""
-        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        0/0 character devices come as DT_WHT, which costs a stat only for special files. Not `quiet`: the directory's
+        access time is updated by the filesystem's own rules."""
+        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY, quiet=quiet)
         try:
             with os.scandir(fd) as entries:
                 for entry in entries:

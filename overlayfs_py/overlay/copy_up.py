@@ -63,6 +63,7 @@ def copy_up(state: State, node: Node, *, data: bool = True, size: int | None = N
     if node.upper:
         if data and node.metacopy:
             _complete(state, upper, node, size)
+        _link_up_names(state, node)
         return
     if node.kind == stat.S_IFREG and not node.device:
         metadata_only = not data and state.config.metacopy and _may_be_metacopy(node)
@@ -137,12 +138,15 @@ def _place(
             upper.discard(name)
         node.staged = None
         raise
+    if node.index is not None:
+        node.lower_names = set(node.names())
     node.upper = True
     node.upper_ino = _placed_ino(state, node)
     node.metacopy = metadata_only
     node.staged = None
     if node.kind != stat.S_IFDIR and not metadata_only:
         node.lowers = ()
+    _link_up_names(state, node)
 
 
 def _placed_ino(state: State, node: Node) -> int:
@@ -249,11 +253,20 @@ def _enter_index(
     node.link_offset = status.st_nlink - 1
 
 
+def _link_up_names(state: State, node: Node) -> None:
+    """What was changed is in the upper under every name that it is known by."""
+    while node.lower_names:
+        parent, name = next(iter(node.lower_names))
+        link_up(state, node, parent, name)
+
+
 def link_up(state: State, node: Node, parent: Node, name: bytes) -> None:
     """Give an indexed node its name `name` in the upper, where so far only a lower layer has it."""
     upper = writable(state)
     if node.index is None:
         return
+    if node.lower_names is not None:
+        node.lower_names.discard((parent, name))
     path = state.child_path(parent, name)
     place = upper.tree.at(path)
     try:

@@ -271,6 +271,10 @@ def adopt(state: State, parent: Node, name: bytes, resolved: Resolved) -> Node:
         node.metacopy = linked.metacopy
         if not linked.metacopy:
             node.lowers = ()
+    if node.index is not None and resolved.upper is None:
+        if node.lower_names is None:
+            node.lower_names = set()
+        node.lower_names.add((parent, name))
     return node
 
 

@@ -62,20 +62,20 @@ def directories(state: State, node: Node) -> list[tuple[Layer, Ref]]:
     return result
 
 
-def listing(parts: list[tuple[Layer, Ref]]) -> list[tuple[Row, int]]:
+def listing(parts: list[tuple[Layer, Ref]], *, quiet: bool = True) -> list[tuple[Row, int]]:
     """The names that show in a merge of real directories, each with the position of the directory it comes from.
 
     A name that is there in several counts for the topmost; a whiteout hides what is below it.
     """
     if len(parts) == 1:
         layer, ref = parts[0]
-        return [(row, 0) for row in layer.rows(ref) if row.type != DT_WHT]
+        return [(row, 0) for row in layer.rows(ref, quiet=quiet) if row.type != DT_WHT]
     seen: set[bytes] = set()
     result: list[tuple[Row, int]] = []
     for position, (layer, ref) in enumerate(parts):
         # A directory may name a thing twice: a file and the `.wh.` of what it stands over. The file counts.
         own = {}
-        for row in layer.rows(ref):
+        for row in layer.rows(ref, quiet=quiet):
             if row.type != DT_WHT or row.name not in own:
                 own[row.name] = row
         for name, row in own.items():
@@ -97,7 +97,7 @@ class Listing:
         self._read = Shared(self._fill)
 
     def _fill(self) -> None:
-        self.rows = listing(self.parts)
+        self.rows = listing(self.parts, quiet=False)
 
     def get(self) -> list[tuple[Row, int]]:
         """The rows; raises Fault the first time if reading them may take long."""

@@ -37,6 +37,7 @@ class Node:
         lowers: for a directory the lower directories merged in it, top first; for another object the lower one it
             comes from (and, where that is a metacopy, the one with the data last).
         index: name in work/index of a hard link that was copied up; its place is there, whatever names it has.
+        lower_names: names of an indexed hard link that only lower layers have so far.
         link_offset: what to add to the upper's st_nlink where the index counts lower names too.
         pin: descriptor of an upper object without a name, else -1.
         opaque: an upper directory that hides what is below.
@@ -59,6 +60,7 @@ class Node:
         "kind",
         "link_offset",
         "lookups",
+        "lower_names",
         "lowers",
         "metacopy",
         "name",
@@ -83,6 +85,7 @@ class Node:
         self.upper_ino = 0
         self.lowers: tuple[Lower, ...] = ()
         self.index: bytes | None = None
+        self.lower_names: set[tuple[Node, bytes]] | None = None
         self.link_offset = 0
         self.pin = -1
         self.opaque = False
@@ -125,9 +128,16 @@ class Node:
                 self.aliases = set()
             self.aliases.add((parent, name))
 
+    def names(self) -> list[tuple[Node, bytes]]:
+        """All names that are known."""
+        first = [] if self.parent is None else [(self.parent, self.name)]
+        return first + list(self.aliases or ())
+
     def drop_name(self, parent: Node, name: bytes) -> None:
         if self.aliases is not None:
             self.aliases.discard((parent, name))
+        if self.lower_names is not None:
+            self.lower_names.discard((parent, name))
         if self.parent is parent and self.name == name:
             self._path_epoch = -1
             if self.aliases:

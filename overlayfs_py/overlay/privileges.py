@@ -38,19 +38,17 @@ def clear_setid(state: State, node: Node, caller: Caller) -> bool:
 
 
 def _without_setid(state: State, node: Node, mode: int, caller: Caller) -> int:
-    if not stat.S_ISREG(mode):
-        return mode
     cleared = mode & ~stat.S_ISUID
     if mode & stat.S_ISGID:
-        outsider = not in_group(caller, attributes.real_stat(state, node).st_gid)
-        if mode & stat.S_IXGRP or outsider:
+        gid = attributes.real_stat(state, node).st_gid
+        if mode & stat.S_IXGRP or not keeps_setgid(caller, gid):
             cleared &= ~stat.S_ISGID
     return cleared
 
 
 def clear_privileges(state: State, node: Node, caller: Caller) -> None:
-    """The kernel's order to clear setuid, setgid and file capabilities now; it has checked the caller's rights."""
-    if node.kind != stat.S_IFREG:
+    """The order to clear setuid, setgid and file capabilities, by the rules of chown(2) to the same owner."""
+    if node.is_dir:
         return
     place = state.place(node)
     mode = attributes.placed_stat(state, place).st_mode

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import NamedTuple
 
 from overlayfs_py.errors import OverlayError
 from overlayfs_py.layers.upper import Upper
@@ -20,8 +21,17 @@ from overlayfs_py.overlay.node import Node
 from overlayfs_py.overlay.state import State
 
 
-def existing(state: State, parent: Node, name: bytes) -> tuple[Node, bool]:
-    """The node at a name, and whether the upper has that name.
+class Existing(NamedTuple):
+    """A name that is there: its node, whether the upper has the name, whether a lower layer would show at it
+    otherwise."""
+
+    node: Node
+    in_upper: bool
+    positive: bool
+
+
+def existing(state: State, parent: Node, name: bytes) -> Existing:
+    """What is at a name.
 
     Raises:
         OSError: ENOENT, ENAMETOOLONG, EROFS.
@@ -31,7 +41,9 @@ def existing(state: State, parent: Node, name: bytes) -> tuple[Node, bool]:
     resolved = resolve(state, parent, name)
     if resolved is None:
         raise OverlayError(errno.ENOENT)
-    return adopt(state, parent, name, resolved), resolved.upper is not None
+    in_upper = resolved.upper is not None
+    positive = not in_upper or lower_positive(state, parent, name)
+    return Existing(adopt(state, parent, name, resolved), in_upper, positive)
 
 
 def pin(state: State, node: Node) -> None:
@@ -40,18 +52,14 @@ def pin(state: State, node: Node) -> None:
         node.pin = state.place(node).open(os.O_PATH)
 
 
-def before_unlink(
-    state: State, node: Node, parent: Node, name: bytes, in_upper: bool
-) -> tuple[bool, bool]:
+def before_unlink(state: State, node: Node, parent: Node, name: bytes, in_upper: bool) -> bool:
     """What must happen before a name of an object that is no directory goes: the parent is copied up; a hard link of
     the lower is counted in the index, for which it must be there.
 
     Returns:
-        whether the upper has the name now, and whether a lower layer would show at it.
+        whether the upper has the name now.
     """
-    status_links = _lower_links(state, node)
-    positive = lower_positive(state, parent, name)
-    if status_links > 1 and state.index_on and not node.upper:
+    if not node.upper and state.index_on and _lower_links(node) > 1:
         copy_up(state, node)
     copy_up(state, parent, data=False)
     if node.index is not None and not in_upper:
@@ -60,12 +68,10 @@ def before_unlink(
     index.keep_count(state, node)
     if not node.aliases:
         pin(state, node)
-    return in_upper, positive
+    return in_upper
 
 
-def _lower_links(state: State, node: Node) -> int:
-    if node.upper or not node.lowers:
-        return 1
+def _lower_links(node: Node) -> int:
     layer, ref = node.lowers[0]
     return layer.stat(ref).st_nlink
 
@@ -73,10 +79,10 @@ def _lower_links(state: State, node: Node) -> int:
 def unlink(state: State, parent: Node, name: bytes) -> None:
     """Raises OSError: ENOENT, EISDIR, EROFS, what the filesystem says; Fault from copy-up."""
     upper = writable(state)
-    node, in_upper = existing(state, parent, name)
+    node, in_upper, positive = existing(state, parent, name)
     if node.is_dir:
         raise OverlayError(errno.EISDIR)
-    in_upper, positive = before_unlink(state, node, parent, name, in_upper)
+    in_upper = before_unlink(state, node, parent, name, in_upper)
     path = state.child_path(parent, name)
     if not in_upper:
         upper.whiteout(path)
@@ -95,11 +101,10 @@ def after_unlink(state: State, node: Node, parent: Node, name: bytes) -> None:
 def rmdir(state: State, parent: Node, name: bytes) -> None:
     """Raises OSError: ENOENT, ENOTDIR, ENOTEMPTY, EROFS, what the filesystem says; Fault from copy-up."""
     upper = writable(state)
-    node, in_upper = existing(state, parent, name)
+    node, in_upper, positive = existing(state, parent, name)
     if not node.is_dir:
         raise OverlayError(errno.ENOTDIR)
     check_empty(state, node)
-    positive = lower_positive(state, parent, name)
     copy_up(state, parent, data=False)
     pin(state, node)
     path = state.child_path(parent, name)

@@ -18,7 +18,7 @@ from overlayfs_py.errors import OverlayError
 from overlayfs_py.layers.upper import Upper
 from overlayfs_py.overlay import create, redirect, remove
 from overlayfs_py.overlay.copy_up import announce_device, copy_up, link_up, set_impure
-from overlayfs_py.overlay.lookup import adopt, lower_positive, resolve
+from overlayfs_py.overlay.lookup import adopt, resolve
 from overlayfs_py.overlay.node import Node
 from overlayfs_py.overlay.state import State
 from overlayfs_py.overlay.values import Caller
@@ -47,7 +47,7 @@ def rename(state: State, old: Name, new: Name, flags: int, caller: Caller) -> No
     if not new.parent.linked:
         raise OverlayError(errno.ENOENT)
     upper = create.prepare(state, new.parent, new.name)
-    node, in_upper = remove.existing(state, *old)
+    node, _, positive = remove.existing(state, *old)
     target_found = resolve(state, *new)
     target = None if target_found is None else adopt(state, *new, target_found)
     if flags & RENAME_EXCHANGE:
@@ -62,8 +62,8 @@ def rename(state: State, old: Name, new: Name, flags: int, caller: Caller) -> No
         if target is node:
             return
         _check_replaceable(state, node, target)
-    _make_movable(state, node, old, in_upper)
-    _move(state, upper, old, node, new, target)
+    _make_movable(state, node, old)
+    _move(state, upper, old, node, new, target, positive)
     if flags & RENAME_WHITEOUT:
         # Seen by callers as the 0/0 device that a real filesystem would leave.
         create.make(state, *old, create.New(stat.S_IFCHR), caller)
@@ -78,7 +78,7 @@ def _check_replaceable(state: State, node: Node, target: Node) -> None:
         remove.check_empty(state, target)
 
 
-def _make_movable(state: State, node: Node, where: Name, in_upper: bool) -> None:
+def _make_movable(state: State, node: Node, where: Name) -> None:
     """Copy up what is to be moved, with the name that is to be moved."""
     if node.merged and state.config.redirect_dir != "on":
         # The caller (mv) then copies the tree, as with the kernel.
@@ -90,9 +90,14 @@ def _make_movable(state: State, node: Node, where: Name, in_upper: bool) -> None
 
 
 def _move(
-    state: State, upper: Upper, old: Name, node: Node, new: Name, target: Node | None
+    state: State,
+    upper: Upper,
+    old: Name,
+    node: Node,
+    new: Name,
+    target: Node | None,
+    leaves_whiteout: bool,
 ) -> None:
-    leaves_whiteout = lower_positive(state, *old)
     new_path = state.child_path(*new)
     old_path = state.child_path(*old)
     if target is not None:
@@ -175,8 +180,8 @@ def _count_moved(old_parent: Node, new_parent: Node) -> None:
 
 
 def _exchange(state: State, upper: Upper, old: Name, node: Node, new: Name, target: Node) -> None:
-    _make_movable(state, node, old, True)
-    _make_movable(state, target, new, True)
+    _make_movable(state, node, old)
+    _make_movable(state, target, new)
     _mark_moved(state, upper, node, old, new)
     _mark_moved(state, upper, target, new, old)
     upper.rename(state.child_path(*old), state.child_path(*new), RENAME_EXCHANGE)

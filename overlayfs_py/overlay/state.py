@@ -78,6 +78,7 @@ class State:
         device = layer.device(layer.stat(layer.root()))
         self.numbers.register(device)
         if isinstance(layer, DirectoryLayer):
+            layer.follows_metacopy = self.config.metacopy or bool(self.data_lowers)
             self._know(layer.filesystem.uuid, layer.filesystem.inode, device)
         elif isinstance(layer, ImageLayer):
             self._know(layer.identity, inode_of_handle, device)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from overlayfs_py.syscalls import NOW
+
 if TYPE_CHECKING:
     from overlayfs_py.overlay.node import Node
-
-NOW = -1
-"""As a time in `Changes`: the clock when the change is made (utimensat(2), UTIME_NOW)."""
 
 
 class Attributes(NamedTuple):
@@ -58,7 +57,7 @@ class Caller:
 @dataclass(slots=True, frozen=True)
 class Changes:
     """What setattr is to change; None leaves a field alone. With every field None it is the order to clear
-    setuid, setgid and security.capability, as chown(2) to the same owner does."""
+    setuid, setgid and security.capability, as chown(2) to the same owner does. A time may be NOW."""
 
     mode: int | None = None
     uid: int | None = None
@@ -66,3 +65,6 @@ class Changes:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+
+
+__all__ = ["NOW", "Attributes", "Caller", "Changes", "DirectoryEntry", "Entry"]
