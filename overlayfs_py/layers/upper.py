@@ -140,10 +140,11 @@ class Upper(DirectoryLayer):
     def finish_volatile(self) -> None:
         """After the last sync of a clean unmount: the upper may be trusted again."""
         if self._volatile:
-            remove_tree(self.work.fd, _INCOMPAT)
+            # Runtimes detach lazily and remove the directories before we are through.
+            with contextlib.suppress(FileNotFoundError):
+                remove_tree(self.work.fd, _INCOMPAT)
 
-    # --- the index -------------------------------------------------------------------------------
-    # --------------------
+    # --- the index ----------------------------------------------------------------------------------------------------
 
     def open_index(self) -> bool:
         """Make and open work/index; False where the filesystem has no file handles."""
@@ -155,8 +156,7 @@ class Upper(DirectoryLayer):
     def index_place(self, name: bytes) -> Named:
         return Named(self.index_fd, name)
 
-    # --- staging ---------------------------------------------------------------------------------
-    # --------------------
+    # --- staging ------------------------------------------------------------------------------------------------------
 
     def new_name(self) -> bytes:
         return b"#%x" % next(self._numbers)
@@ -194,8 +194,7 @@ class Upper(DirectoryLayer):
         except OSError as error:
             log.warning("could not remove unfinished %r: %s", staged, error.strerror)
 
-    # --- whiteouts -------------------------------------------------------------------------------
-    # --------------------
+    # --- whiteouts ----------------------------------------------------------------------------------------------------
 
     def _stage_whiteout(self, path: bytes) -> bytes:
         name = self.new_name()
