@@ -33,8 +33,8 @@ FOREVER_S = 10**9
 REQUESTS_MAX = 256
 """Requests under way at once. Only those that wait for slow work add up; each costs one buffer."""
 
-ROWS_AT_ONCE = 24
-"""Rows looked up per step of a listing: what fits the 4 KiB buffer that readdir mostly brings."""
+ROWS_AT_ONCE = 8
+"""Rows looked up per step of a listing where it is not known how many fit; each one over is lost work."""
 
 
 class _Operations(pyfuse3.Operations):
@@ -59,6 +59,8 @@ class _Operations(pyfuse3.Operations):
         self._timeout_s = FOREVER_S if dispatch.timeout_s is None else dispatch.timeout_s
         # Who limits the timeouts expects changes behind our back: pages are not to be trusted.
         self._keep_cache = dispatch.timeout_s is None
+        # How many rows fitted the last reply of an open directory.
+        self._fit: dict[int, int] = {}
         self._absent = EntryAttributes()
         self._absent.st_ino = 0
         self._absent.entry_timeout = self._absent.attr_timeout = self._timeout_s
@@ -230,15 +232,14 @@ class _Operations(pyfuse3.Operations):
         return await self._run(self._dispatch.opendir, inode)
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        offset = start_id
-        while True:
-            listed = await self._run(self._dispatch.readdirplus, fh, offset, ROWS_AT_ONCE)
+        offset, count, put = start_id, self._fit.get(fh, ROWS_AT_ONCE), 0
+        while listed := await self._run(self._dispatch.readdirplus, fh, offset, count):
             for item in listed:
                 if not self._put(token, item):
+                    self._fit[fh] = max(put, 1)
                     return
-            if not listed:
-                return
-            offset = listed[-1].row.offset
+                put += 1
+            offset, count = listed[-1].row.offset, ROWS_AT_ONCE
 
     def _put(self, token: pyfuse3.ReaddirToken, item: ListedEntry) -> bool:
         """Add a row to the reply; False if it no longer fits."""
@@ -256,6 +257,7 @@ class _Operations(pyfuse3.Operations):
         return False
 
     async def releasedir(self, fh: int) -> None:
+        self._fit.pop(fh, None)
         await self._run(self._dispatch.releasedir, fh)
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
