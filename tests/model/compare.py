@@ -87,10 +87,6 @@ class Comparison:
             raise
         self._identities = [Identity() for _ in self.subjects]
 
-    def names(self) -> int:
-        """How many names the tree has."""
-        return sum(1 for _ in self.tree.walk())
-
     def run(self, operation: Operation) -> bool:
         """Carry `operation` out on all; False if the model does not predict it, and then nothing
         happened."""

@@ -43,7 +43,7 @@ def run_machine(make: Sequence[Make], rules: Rules, operations: int) -> int:
         def operation(self, choice: int) -> None:
             nonlocal total
             assert self.comparison is not None
-            drawn = self.plan.draw(self.comparison, random.Random(choice))
+            drawn = self.plan.draw(self.comparison.generator, random.Random(choice))
             try:
                 total += self.comparison.run(drawn)
             except Disagreement as disagreement:

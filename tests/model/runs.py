@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from tests.model import acl, compare, layers
 from tests.model.compare import Comparison, Disagreement, Subject
-from tests.model.generate import GROWING, KINDS, SHORT_NAMES, Features, Operation
+from tests.model.generate import GROWING, KINDS, SHORT_NAMES, Features, Generator, Operation
 from tests.model.layers import WHITEOUT_FORMS, Layer
 from tests.model.mounts import Alternating, FuseOverlayfs, Kernel, Ours
 from tests.model.verbs import Verbs
@@ -23,8 +23,8 @@ SHRINKING = ("unlink", "rmdir", "rename", "write")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What all subjects of a comparison can do; `whiteouts`: how a layer may say that a name is gone;
-    `weights`: of kinds of operation, where not `KINDS`'s."""
+    """What all subjects of a comparison can do; `whiteouts`: how a layer may say that a name is
+    gone; `weights`: of kinds of operation, where not `KINDS`'s."""
 
     features: Features
     whiteouts: tuple[str, ...] = WHITEOUT_FORMS
@@ -52,11 +52,11 @@ class Plan:
     def comparison(self, make: Iterable[Make]) -> Comparison:
         return Comparison(self.stack, list(make), self.features, self.umask)
 
-    def draw(self, comparison: Comparison, chance: random.Random) -> Operation:
+    def draw(self, generator: Generator, chance: random.Random) -> Operation:
         kind = chance.choices(list(self.kinds), list(self.kinds.values()))[0]
-        if kind in GROWING and comparison.names() >= TREE_MAX:
+        if kind in GROWING and sum(1 for _ in generator.tree.walk()) >= TREE_MAX:
             kind = chance.choice(SHRINKING)
-        return comparison.generator.of_kind(kind, chance)
+        return generator.of_kind(kind, chance)
 
 
 Make = Callable[[list[Layer], int], Subject]
@@ -109,7 +109,7 @@ def one_run(plan: Plan, make: list[Make], length: int) -> tuple[list[Operation],
     try:
         comparison.check()
         for at in range(length):
-            comparison.run(plan.draw(comparison, chance))
+            comparison.run(plan.draw(comparison.generator, chance))
             if at % plan.check_every == 0:
                 comparison.check()
         comparison.check()

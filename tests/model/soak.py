@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import random
 import sys
+import tempfile
 import time
 
+from tests.model.compare import Disagreement
+from tests.model.crash import crash_run
 from tests.model.mounted import MS_PRIVATE, MS_REC, mount
 from tests.model.runs import ALL, AS_THE_KERNEL, explain, makers, one_run, plan
 from tests.model.scratch import scratch_directory
@@ -38,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         action="append",
         help="verbs (default; without a mount), mounted, kernel, fuse-overlayfs; may be repeated",
     )
+    parser.add_argument("--crash", action="store_true", help="end operations at random changes")
     parser.add_argument("--layers-on", choices=["tmpfs", "disk"], default="tmpfs")
     parser.add_argument(
         "--keep-going", action="store_true", help="do not stop at the first failure"
@@ -46,13 +51,25 @@ def main(arguments: list[str] | None = None) -> int:
     subjects = chosen.subject or ["verbs"]
     private_mounts()
     seed = chosen.seed if chosen.seed is not None else random.SystemRandom().randrange(1 << 32)
-    total = failures = 0
+    total = failures = crashes = 0
     began = time.monotonic()
-    rules = AS_THE_KERNEL if "kernel" in subjects else ALL
+    rules = AS_THE_KERNEL if chosen.crash or "kernel" in subjects else ALL
     while total < chosen.operations:
         with scratch_directory(chosen.layers_on) as scratch:
             make = makers(subjects, scratch)
             this = plan(seed, rules)
+            if chosen.crash:
+                directory = os.fsencode(tempfile.mkdtemp(dir=scratch))
+                try:
+                    crashes += crash_run(this, directory, chosen.length, kernel=seed % 4 == 0)
+                except Disagreement as disagreement:
+                    failures += 1
+                    print(f"seed {seed}: {disagreement}", flush=True)
+                    if not chosen.keep_going:
+                        break
+                total += chosen.length
+                seed += 1
+                continue
             done, text = one_run(this, make, chosen.length)
             total += max(len(done), 1)
             if text:
@@ -64,7 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
                     break
         seed += 1
     pace = total / (time.monotonic() - began)
-    print(f"{total} operations, next seed {seed}, {pace:.0f} a second, {failures} failures")
+    print(
+        f"{total} operations, next seed {seed}, {pace:.0f} a second, {failures} failures, {crashes} crashes"
+    )
     return 1 if failures else 0
 
 
