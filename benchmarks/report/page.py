@@ -41,7 +41,7 @@ def render(results: Results, baseline: str | None) -> str:
         overall=_overall(figures),
         overview=None if overview is None else Markup(overview),
         plots=[(title, Markup(svg)) for title, svg in plots.along_axes(figures)],
-        legend=[(s.label, *plots.style_of(figures, s.label)) for s in figures.subjects],
+        legend=[_legend(figures, subject.label) for subject in figures.subjects],
         duration=words.duration(results.duration_s),
         reproduce=lambda row: reproduce(results, row),
         confidence=_confidence(figures),
@@ -51,6 +51,11 @@ def render(results: Results, baseline: str | None) -> str:
 def reproduce(results: Results, row: Row) -> str:
     """The command that takes one row again."""
     return shlex.join(["python", "-m", "benchmarks", "run", "--only", row.id, "--json", "row.json"])
+
+
+def _legend(figures: Figures, label: str) -> tuple[str, str, str]:
+    colour, marker = plots.style_of(figures, label)
+    return label, colour, plots.SIGNS[marker]
 
 
 def _line(figures: Figures, row: Row) -> _Line:

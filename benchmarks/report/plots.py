@@ -16,7 +16,7 @@ matplotlib.use("svg")
 
 from matplotlib import pyplot
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from benchmarks.figures import Figures
 from benchmarks.report import words
@@ -24,6 +24,7 @@ from benchmarks.results import Row
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7f7f7f")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+SIGNS = dict(zip(MARKERS, "●■▲◆▼✚✖★", strict=True))  # the same in text
 STYLE: Any = {  # its own type is the list of all its keys
     "svg.fonttype": "none",
     "svg.hashsalt": "benchmarks",
@@ -141,8 +142,8 @@ def _along(figures: Figures, rows: list[Row]) -> str:
         axes.set_yscale("log")
         ticks = sorted({int(row.parameters[axis]) for row in rows})
         axes.set_xticks(ticks, [_tick(axis, tick) for tick in ticks])
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.number(value)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.yaxis.set_minor_formatter(FuncFormatter(_minor_label))
         axes.tick_params(axis="y", which="minor", labelsize=7)
         axes.set_xlabel(axis)
@@ -158,7 +159,7 @@ def _tick(axis: str, value: int) -> str:
 
 def _minor_label(value: float, _: object) -> str:
     first = int(f"{value:e}"[0])
-    return words.number(value) if first in (2, 5) else ""
+    return f"{value:,g}" if first in (2, 5) else ""
 
 
 def _svg(canvas: Canvas) -> str:
