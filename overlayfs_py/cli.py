@@ -240,14 +240,21 @@ def _which(arguments: list[str]) -> int:
     given = parser.read(arguments[1:])
     from overlayfs_py.inspect import which
 
-    answers = [which.which(os.fsencode(path)) for path in given.paths]
+    answers = []
+    status = 0
+    for path in given.paths:
+        try:
+            answers.append(which.which(os.fsencode(path)))
+        except UserError as error:
+            print(f"{PROGRAM}: {error}", file=sys.stderr)
+            status = 1
     if given.json:
         _print_json([answer.as_data() for answer in answers])
-        return 0
+        return status
     for answer in answers:
         for line in answer.as_lines():
             _print_line(line)
-    return 0
+    return status
 
 
 def _print_json(data: Any) -> None:

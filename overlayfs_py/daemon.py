@@ -62,6 +62,8 @@ class Service:
         """
         self.options = options
         preflight.check_mountpoint(mountpoint)
+        # A named upper is made when it is first asked for, so the rest must be in order by then.
+        preflight.check_host(options)
         self.mountpoint = mountinfo.real_path(mountpoint)
         _find_named_upper(options)
         self._hold: Hold = preflight.check(options, self.mountpoint)
@@ -148,9 +150,8 @@ def _find_named_upper(options: MountOptions) -> None:
     if options.upper_name is None:
         return
     assert options.image is not None
-    from layerstore.store import Store
-
     from layerstore.errors import StoreError
+    from layerstore.store import Store
 
     try:
         store = Store.open(options.store_root, create=False)

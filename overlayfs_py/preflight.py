@@ -27,8 +27,7 @@ def check(options: MountOptions, mountpoint: bytes) -> holds.Hold:
         UserError: the reason.
     """
     check_mountpoint(mountpoint)
-    _check_fuse()
-    _check_selinux(options)
+    check_host(options)
     layers = _layers(options)
     for kind, path in layers:
         _check_directory(kind, path)
@@ -77,6 +76,12 @@ def check_mountpoint(mountpoint: bytes) -> None:
             f"umount {name}' "
             "first, or mount elsewhere"
         )
+
+
+def check_host(options: MountOptions) -> None:
+    """Raises UserError unless this kernel and this user can mount with FUSE, and as the options want it."""
+    _check_fuse()
+    _check_selinux(options)
 
 
 def _check_fuse() -> None:

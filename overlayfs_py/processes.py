@@ -41,32 +41,26 @@ class Mount:
         return "ro" if self.record is not None and self.record.read_only else "rw"
 
     def as_data(self) -> dict[str, Any]:
-        """For JSON."""
-        record = self.record
-        data: dict[str, Any] = {
+        """For JSON; the same keys for every mount, null where nothing is known."""
+        record, entry = self.record, self.entry
+        source = record.source if record is not None else None
+        fstype = record.fstype if record is not None else None
+        return {
             "mountpoint": os.fsdecode(self.mountpoint),
             "state": self.state,
             "mode": self.mode,
-            "pid": None,
+            "source": source if entry is None else os.fsdecode(entry.source),
+            "type": fstype if entry is None else os.fsdecode(entry.fstype),
+            "pid": record and record.pid,
+            "started": record and record.started,
+            "lowerdirs": record and [os.fsdecode(path) for path in record.lowerdirs],
+            "data_lowerdirs": record and [os.fsdecode(path) for path in record.data_lowerdirs],
+            "upperdir": record and _text(record.upperdir),
+            "workdir": record and _text(record.workdir),
+            "image": record and record.image,
+            "name": record and record.upper_name,
+            "transport": record and record.transport,
         }
-        if self.entry is not None:
-            data["source"] = os.fsdecode(self.entry.source)
-            data["type"] = os.fsdecode(self.entry.fstype)
-        if record is not None:
-            data |= {
-                "pid": record.pid,
-                "started": record.started,
-                "source": record.source,
-                "type": record.fstype,
-                "lowerdirs": [os.fsdecode(path) for path in record.lowerdirs],
-                "data_lowerdirs": [os.fsdecode(path) for path in record.data_lowerdirs],
-                "upperdir": _text(record.upperdir),
-                "workdir": _text(record.workdir),
-                "image": record.image,
-                "name": record.upper_name,
-                "transport": record.transport,
-            }
-        return data
 
     def as_row(self) -> list[str]:
         """For a table under `HEADER`."""

@@ -39,7 +39,7 @@ def of_record(record: Record) -> Stack:
     if record.upperdir is not None:
         sources.append(_directory(UPPER, 0, record.upperdir, marks))
     if record.image is not None:
-        sources += _image(record)
+        sources += _image(record, marks)
     for number, path in enumerate(record.lowerdirs, 1):
         sources.append(_directory(LOWER, number, path, marks))
     for number, path in enumerate(record.data_lowerdirs, len(record.lowerdirs) + 1):
@@ -63,6 +63,8 @@ def of_upper(path: bytes, lowers: list[bytes]) -> Stack:
 def _directory(kind: str, number: int, path: bytes, marks: Marks) -> Source:
     try:
         layer = DirectoryLayer(path, marks)
+        # The marks of every file are wanted here, whatever the mount makes of them.
+        layer.follows_metacopy = True
     except OSError as error:
         raise UserError(
             f"{kind} directory {os.fsdecode(path)} cannot be read: {error.strerror}"
@@ -70,11 +72,10 @@ def _directory(kind: str, number: int, path: bytes, marks: Marks) -> Source:
     return Source(kind, number, os.fsdecode(path), layer)
 
 
-def _image(record: Record) -> list[Source]:
-    from layerstore.store import Store
-
+def _image(record: Record, marks: Marks) -> list[Source]:
     from layerstore.errors import StoreError
     from layerstore.index.reader import Index
+    from layerstore.store import Store
     from overlayfs_py.layers.image import ImageLayer
 
     assert record.image is not None
@@ -82,7 +83,7 @@ def _image(record: Record) -> list[Source]:
         store = Store.open(record.store_root, create=False)
         image = store.resolve(record.image)
         return [
-            Source(LOWER, number, layer.diff_id, ImageLayer(Index(index), store.objects_dir))
+            Source(LOWER, number, layer.diff_id, ImageLayer(Index(index), store.objects_dir, marks))
             for number, (layer, index) in enumerate(
                 # Manifests count layers from the bottom.
                 reversed(list(zip(image.layers, image.layer_indexes, strict=True))),
