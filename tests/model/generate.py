@@ -68,6 +68,7 @@ class Features:
     rename_whiteout: bool = True
     overlay_xattrs: bool = True
     umask_and_default_acls: bool = True
+    rename_directories: bool = True
     names: tuple[bytes, ...] = NAMES
 
 
@@ -285,7 +286,10 @@ class Generator:
         """Not where the tree would become so deep that its paths are longer than PATH_MAX."""
         longest = max(path.count(b"/") for path, _ in self.tree.walk())
         deep = longest + max(old.count(b"/"), new.count(b"/")) > DEPTH_MAX
-        return op("look", old) if deep else op("rename", old, new, flags)
+        inodes = (self.tree.find(old), self.tree.find(new))
+        directory = any(inode is not None and inode.is_directory for inode in inodes)
+        refused = deep or (directory and not self.features.rename_directories)
+        return op("look", old) if refused else op("rename", old, new, flags)
 
     def unlink(self, chance: random.Random) -> Operation:
         return op(

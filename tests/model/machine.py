@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 
@@ -16,17 +15,15 @@ from tests.model.runs import Make, Rules, explain, plan
 STEPS = 200
 
 
-def run_machine(make: Sequence[Make], rules: Rules, operations: int) -> int:
+def run_machine(make: Sequence[Make], rules: Rules, operations: int, seed: int) -> int:
     """Run random operations until at least `operations` are done; returns how many it were.
 
-    The seed comes from OVERLAYFS_PY_SEED or by chance and is printed. A failing sequence is
-    shortened by our own means: Hypothesis would start it anew, and mount anew, for every try.
+    A failing sequence is shortened by our own means, on the operations as they were drawn, rather
+    than by Hypothesis, whose shorter choices would mean other operations.
 
     Raises:
         AssertionError: with the seed, the layers and the shortest failing sequence.
     """
-    seed = int(os.environ.get("OVERLAYFS_PY_SEED") or random.SystemRandom().randrange(1 << 32))
-    print(f"seed: OVERLAYFS_PY_SEED={seed}")
     total = 0
     explained: dict[int, str] = {}
 
@@ -65,7 +62,7 @@ def run_machine(make: Sequence[Make], rules: Rules, operations: int) -> int:
                 done = self.comparison.done
                 explained[self.plan.seed] = explain(self.plan, list(make), done)
             text = explained[self.plan.seed]
-            raise AssertionError(f"OVERLAYFS_PY_SEED={seed}: {disagreement}\n{text}")
+            raise AssertionError(f"--hypothesis-seed={seed}: {disagreement}\n{text}")
 
         def teardown(self) -> None:
             if self.comparison is not None:

@@ -82,24 +82,28 @@ def plan(seed: int, rules: Rules) -> Plan:
     return Plan(seed, stack, umask, chance.choice([1, 1, 5, 20]), features, kinds)
 
 
+Kind = Callable[[bytes, list[Layer], int], Subject]
+
+KINDS_OF_SUBJECT: dict[str, Kind] = {
+    "kernel": Kernel,
+    "fuse-overlayfs": FuseOverlayfs,
+    "mounted": Ours,
+    "alternating": Alternating,
+    "verbs": Verbs,
+}
+
+
+def maker(kind: Kind, scratch: str) -> Make:
+    """A function that makes a subject in a directory of its own below `scratch`."""
+
+    def make(stack: list[Layer], umask: int) -> Subject:
+        return kind(os.fsencode(tempfile.mkdtemp(dir=scratch)), stack, umask)
+
+    return make
+
+
 def makers(names: Iterable[str], scratch: str) -> list[Make]:
-    """For each subject's name a function that makes it in a directory of its own below
-    `scratch`."""
-
-    def maker(kind: Callable[[bytes, list[Layer], int], Subject]) -> Make:
-        def make(stack: list[Layer], umask: int) -> Subject:
-            return kind(os.fsencode(tempfile.mkdtemp(dir=scratch)), stack, umask)
-
-        return make
-
-    kinds: dict[str, Callable[[bytes, list[Layer], int], Subject]] = {
-        "kernel": Kernel,
-        "fuse-overlayfs": FuseOverlayfs,
-        "mounted": Ours,
-        "alternating": Alternating,
-        "verbs": Verbs,
-    }
-    return [maker(kinds[name]) for name in names]
+    return [maker(KINDS_OF_SUBJECT[name], scratch) for name in names]
 
 
 def one_run(plan: Plan, make: list[Make], length: int) -> tuple[list[Operation], str | None]:

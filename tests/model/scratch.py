@@ -1,4 +1,4 @@
-"""Scratch directories for layers, and what a test needs to mount anything."""
+"""Scratch directories for runs outside of pytest."""
 
 from __future__ import annotations
 
@@ -23,14 +23,3 @@ def scratch_directory(kind: str = "tmpfs") -> Iterator[str]:
         if kind == "tmpfs":
             unmount(os.fsencode(path))
         shutil.rmtree(path)
-
-
-def cannot_mount() -> str | None:
-    """Why this process cannot mount; None if it can."""
-    if os.geteuid() != 0:
-        return "mounting takes root"
-    try:
-        with scratch_directory():
-            return None
-    except OSError as error:
-        return f"mounting is refused: {error.strerror}"

@@ -1,0 +1,17 @@
+"""A mount of ours and one of the kernel's side by side, both against the model."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.model.machine import run_machine
+from tests.model.runs import AS_THE_KERNEL, makers
+
+pytestmark = [pytest.mark.mount, pytest.mark.slow]
+
+OPERATIONS = 10_000
+
+
+def test_a_mount_does_what_the_kernel_and_the_model_do(scratch: str, seed: int) -> None:
+    make = makers(["kernel", "mounted"], scratch)
+    assert run_machine(make, AS_THE_KERNEL, OPERATIONS, seed) >= OPERATIONS
