@@ -80,10 +80,11 @@ class Ids:
         return shown_uid, shown_gid
 
     def stored_uid(self, uid: int) -> int:
-        return _stored(self._uids, uid)
+        """Whom an object belongs to on disk; squashed ids are squashed there too, as fuse-overlayfs does."""
+        return self._squash_uid if self._squash_uid is not None else _stored(self._uids, uid)
 
     def stored_gid(self, gid: int) -> int:
-        return _stored(self._gids, gid)
+        return self._squash_gid if self._squash_gid is not None else _stored(self._gids, gid)
 
 
 def _shown(ranges: tuple[IdRange, ...], value: int) -> int:
