@@ -29,7 +29,6 @@ def render(results: Results, baseline: str | None) -> str:
     )
     environment.filters.update(number=words.number, span=words.span, join_words=shlex.join)
     template = environment.from_string(TEMPLATE.read_text())
-    overview = plots.overview(figures, figures.rows)
     return template.render(
         figures=figures,
         results=results,
@@ -39,7 +38,11 @@ def render(results: Results, baseline: str | None) -> str:
             for family, rows in figures.families().items()
         },
         overall=_overall(figures),
-        overview=None if overview is None else Markup(overview),
+        overviews=[
+            (family, Markup(svg))
+            for family, rows in figures.families().items()
+            if (svg := plots.overview(figures, rows)) is not None
+        ],
         plots=[(title, Markup(svg)) for title, svg in plots.along_axes(figures)],
         legend=[_legend(figures, subject.label) for subject in figures.subjects],
         duration=words.duration(results.duration_s),
