@@ -2,7 +2,8 @@
 stacked: whiteouts and opaque marks are resolved, and none is left.
 
 A directory that a layer only passed through (`marks.IMPLIED`) takes its attributes from the layer
-below that names it.
+below that names it. An opaque root hides the layers below it, as the OCI spec has it; the kernel,
+which never looks for marks on a root, would not.
 """
 
 from __future__ import annotations

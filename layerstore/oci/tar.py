@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import stat
 import struct
 import urllib.parse
@@ -30,6 +31,7 @@ XATTRS_MAX = 256 << 10
 
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12s")
 _ZERO_BLOCK = bytes(BLOCK)
+_OCTAL = re.compile(rb"[0-7]+")
 _REGULAR = b"0\x007"
 _KINDS = {
     b"2": stat.S_IFLNK,
@@ -171,7 +173,11 @@ class TarReader:
             offset = self._position
             header = self._read(BLOCK)
             if header == _ZERO_BLOCK or not header:
-                if pax or long_name is not None or long_link is not None:
+                if offset != entry.offset:
+                    if not header:
+                        raise self._bad(
+                            offset, "the archive ends inside a header: it was cut short"
+                        )
                     raise self._bad(
                         offset, "the entry that belongs to an extended header is missing"
                     )
@@ -217,7 +223,8 @@ class TarReader:
             pass
 
     def _check_sum(self, header: bytes, offset: int) -> None:
-        claimed = self._number(header[148:156], offset, "the checksum of a header")
+        digits = header[148:156].split(b"\0", 1)[0].strip(b" ")
+        claimed = int(digits, 8) if _OCTAL.fullmatch(digits) else -1
         rest = header[:148] + header[156:]
         total = sum(rest) + 8 * 0x20
         if total != claimed:

@@ -43,8 +43,11 @@ class TreeTar:
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; none at the end."""
-        if not self._buffer:
-            self._buffer = next(self._chunks, b"")
+        while not self._buffer:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return b""
+            self._buffer = chunk
         data, self._buffer = self._buffer[:size], self._buffer[size:]
         return data
 
