@@ -82,11 +82,21 @@ class Filesystem:
             number = inode_number(handle.type, handle.fid)
             if number is not None:
                 return number
+        status = self._stat(handle)
+        return None if status is None else status.st_ino
+
+    def links(self, handle: Handle) -> int:
+        """st_nlink of the object behind a handle, 0 where it cannot be told."""
+        status = self._stat(handle)
+        return 0 if status is None else status.st_nlink
+
+    def _stat(self, handle: Handle) -> os.stat_result | None:
+        """Needs CAP_DAC_READ_SEARCH in the initial user namespace, and that the object is still there."""
         try:
             fd = syscalls.open_by_handle(self._fd, handle.type, handle.fid, os.O_PATH)
         except OSError:
             return None
         try:
-            return os.fstat(fd).st_ino
+            return os.fstat(fd)
         finally:
             os.close(fd)

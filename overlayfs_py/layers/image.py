@@ -139,15 +139,22 @@ class ImageLayer:
     def handle(self, ref: int) -> bytes | None:
         return format_handle(Handle(_HANDLE_TYPE, self.identity, ref.to_bytes(8, "little")))
 
+    def inode(self, handle: Handle) -> int | None:
+        """The inode number in a handle that `handle` made, None for any other."""
+        if handle.type != _HANDLE_TYPE or len(handle.fid) != 8:
+            return None
+        return int.from_bytes(handle.fid, "little")
+
+    def links(self, handle: Handle) -> int:
+        """st_nlink of the object behind such a handle, 0 for any other."""
+        nid = self.inode(handle)
+        try:
+            return 0 if nid is None else self.index.stat(nid).nlink
+        except IndexCorrupt:
+            return 0
+
     def statvfs(self) -> os.statvfs_result:
         return os.fstatvfs(self._objects)
-
-
-def inode_of_handle(handle: Handle) -> int | None:
-    """The inode number in a handle that `ImageLayer.handle` made, None for any other."""
-    if handle.type != _HANDLE_TYPE or len(handle.fid) != 8:
-        return None
-    return int.from_bytes(handle.fid, "little")
 
 
 def _stat(known: IndexStat) -> os.stat_result:

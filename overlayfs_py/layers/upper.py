@@ -18,7 +18,7 @@ import logging
 import os
 import stat
 
-from layerstore.marks import Marks
+from layerstore.marks import Marks, OverrideStat, format_override_stat
 from overlayfs_py import syscalls
 from overlayfs_py.errors import UserError
 from overlayfs_py.layers.directory import DirectoryLayer
@@ -143,6 +143,27 @@ class Upper(DirectoryLayer):
             # Runtimes detach lazily and remove the directories before we are through.
             with contextlib.suppress(FileNotFoundError):
                 remove_tree(self.work.fd, _INCOMPAT)
+
+    def use_override(self, kind: int) -> None:
+        """Keep owners and modes in an xattr instead of the inode (fuse-overlayfs's xattr_permissions).
+
+        Args:
+            kind: 1 for the privileged xattr, 2 for the one any user may write.
+
+        Raises:
+            OSError: the root cannot be marked with it.
+        """
+        name = "security" if kind == 1 else "user"
+        root = self.tree.at(b"")
+        status = self.stat(b"")
+        self.override = f"{name}.fuseoverlayfs.override_stat"
+        try:
+            root.getxattr(self.override)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+            own = OverrideStat(status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
+            root.setxattr(self.override, format_override_stat(own))
 
     # --- the index ----------------------------------------------------------------------------------------------------
 

@@ -279,14 +279,11 @@ def link_up(state: State, node: Node, parent: Node, name: bytes) -> None:
     before = parent_place.stat()
     set_impure(state, upper, parent)
     source = upper.index_place(node.index)
-    links = source.stat().st_nlink
-    total = links + node.link_offset
-    # While the upper's own count moves, the mark counts from the lower's, which does not; the lower's count is not
-    # known any more here, so the mark is written for the state after the link, which a crash before it shows as one
-    # name too few until the next change, and never as none too many.
-    source.setxattr(upper.names.nlink, format_nlink(total, links + 1, upper=True))
+    # A crash after the link shows one name too many; one too few could drop the index file while a name needs it.
+    index.keep_count(state, node)
     source.link(place.dir_fd, place.path)
-    node.link_offset = total - links - 1
+    node.link_offset -= 1
+    index.keep_count(state, node)
     parent_place.utimens(before.st_atime_ns, before.st_mtime_ns)
 
 

@@ -57,7 +57,11 @@ def of_lookup(
 
 
 def find(state: State, name: bytes, lower_nlink: int) -> Linked | None:
-    """The file `name` of the index."""
+    """The file `name` of the index.
+
+    Args:
+        lower_nlink: st_nlink of the lower object, 0 if it is not at hand.
+    """
     assert state.upper is not None
     if len(name) > 255:
         return None
@@ -66,7 +70,7 @@ def find(state: State, name: bytes, lower_nlink: int) -> Linked | None:
         status = place.stat()
     except FileNotFoundError:
         return None
-    offset = _link_offset(state.upper, place, status, lower_nlink)
+    offset = _link_offset(state, place, status, lower_nlink)
     return Linked(name, status, offset, _is_metacopy(state.upper, place))
 
 
@@ -78,10 +82,15 @@ def _is_metacopy(upper: Upper, place: Named) -> bool:
     return True
 
 
-def _link_offset(upper: Upper, place: Named, status: os.stat_result, lower_nlink: int) -> int:
+def _link_offset(state: State, place: Named, status: os.stat_result, lower_nlink: int) -> int:
+    assert state.upper is not None
+    names = state.upper.names
     try:
-        raw = place.getxattr(upper.names.nlink)
-        return parse_nlink(raw, status.st_nlink, lower_nlink) - status.st_nlink
+        raw = place.getxattr(names.nlink)
+        if raw.startswith(b"L") and not lower_nlink:
+            lower_nlink = state.origin_links(place.getxattr(names.origin))
+        if lower_nlink or raw.startswith(b"U"):
+            return parse_nlink(raw, status.st_nlink, lower_nlink) - status.st_nlink
     except MarkInvalid as error:
         log.warning("index file %r: %s", place.path, error)
     except OSError as error:

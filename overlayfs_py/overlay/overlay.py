@@ -161,7 +161,8 @@ class Overlay:
         if not flags & os.O_EXCL:
             entry = self.lookup(parent, name)
             if entry is not None:
-                return entry, self.open(entry.node, flags & ~os.O_CREAT, caller)
+                handle = self.open(entry.node, flags & ~os.O_CREAT, caller)
+                return Entry(entry.node, self.getattr(entry.node)), handle
         fd = create.make_open(self.state, parent, name, _kept(flags), mode, caller)
         try:
             entry = self._entry(parent, name)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
+from typing import Protocol
 
 from layerstore.marks import TRUSTED, Handle, MarkInvalid, Marks, parse_handle
 from overlayfs_py.layers.directory import DirectoryLayer
-from overlayfs_py.layers.image import ImageLayer, inode_of_handle
+from overlayfs_py.layers.image import ImageLayer
 from overlayfs_py.layers.layer import Layer
 from overlayfs_py.layers.place import Pinned, Place
 from overlayfs_py.layers.upper import Upper
@@ -22,7 +23,12 @@ log = logging.getLogger(__name__)
 
 S_IFDIR = 0o040000
 
-InodeOfHandle = Callable[[Handle], int | None]
+
+class Handles(Protocol):
+    """What can be told from a file handle of one filesystem."""
+
+    def inode(self, handle: Handle) -> int | None: ...
+    def links(self, handle: Handle) -> int: ...
 
 
 def _nobody(node: Node) -> None:
@@ -66,8 +72,10 @@ class State:
         self.epoch = 0
         self.attributes_changed: Callable[[Node], None] = _nobody
         self._positions = {id(layer): number for number, layer in enumerate(lowers)}
-        self._filesystems: dict[bytes, tuple[InodeOfHandle, Hashable] | None] = {}
+        self._filesystems: dict[bytes, tuple[Handles, Hashable] | None] = {}
         if upper is not None:
+            if config.xattr_permissions:
+                upper.use_override(config.xattr_permissions)
             self._register(upper)
         for layer in lowers:
             self._register(layer)
@@ -79,13 +87,13 @@ class State:
         self.numbers.register(device)
         if isinstance(layer, DirectoryLayer):
             layer.follows_metacopy = self.config.metacopy or bool(self.data_lowers)
-            self._know(layer.filesystem.uuid, layer.filesystem.inode, device)
+            self._know(layer.filesystem.uuid, layer.filesystem, device)
         elif isinstance(layer, ImageLayer):
-            self._know(layer.identity, inode_of_handle, device)
+            self._know(layer.identity, layer, device)
 
-    def _know(self, uuid: bytes, inode: InodeOfHandle, device: Hashable) -> None:
+    def _know(self, uuid: bytes, handles: Handles, device: Hashable) -> None:
         if uuid not in self._filesystems:
-            self._filesystems[uuid] = (inode, device)
+            self._filesystems[uuid] = (handles, device)
             return
         known = self._filesystems[uuid]
         if known is not None and known[1] != device:
@@ -150,9 +158,20 @@ class State:
         known = self._filesystems.get(handle.uuid)
         if known is None:
             return None
-        inode, device = known
-        ino = inode(handle)
+        handles, device = known
+        ino = handles.inode(handle)
         return None if ino is None else self.numbers.number(device, ino)
+
+    def origin_links(self, raw: bytes) -> int:
+        """st_nlink of the lower object that an origin mark names; 0 where it cannot be told."""
+        try:
+            handle = parse_handle(raw)
+        except MarkInvalid:
+            return 0
+        known = None if handle is None else self._filesystems.get(handle.uuid)
+        if handle is None or known is None:
+            return 0
+        return known[0].links(handle)
 
     def close(self) -> None:
         self.root.release_pin()
