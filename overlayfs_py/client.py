@@ -70,6 +70,8 @@ def _run(options: MountOptions, mountpoint: bytes, report: int) -> int:
     complaints = os.memfd_create("stderr")
     os.dup2(complaints, 2)
 
+    import logging
+
     from overlayfs_py import daemon, journal, protection
 
     protection.leave_session({report, complaints, 2})
@@ -87,6 +89,7 @@ def _run(options: MountOptions, mountpoint: bytes, report: int) -> int:
             os.write(report, _LIVE)
         except BrokenPipeError:
             # Nobody would unmount what he never got.
+            logging.getLogger(__name__).warning("whoever asked for the mount is gone: unmounting")
             raise UserError("whoever asked for the mount is gone: unmounting") from None
         os.close(report)
 
