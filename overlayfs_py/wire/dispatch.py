@@ -282,6 +282,11 @@ class Dispatch:
 
     # Nodes
 
+    @property
+    def known(self) -> int:
+        """How many nodes the kernel may name, the root among them."""
+        return len(self._nodes)
+
     def id_of(self, node: Node) -> int | None:
         """The id that the kernel has for a node; None if it knows none. Takes no lock."""
         return self._nodes.id_of(node)

@@ -11,6 +11,7 @@ O_TMPFILE, ioctl, statx's extra fields, cached listings and symlinks. See SEMANT
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,6 +38,15 @@ ROWS_AT_ONCE = 8
 """Rows looked up per step of a listing where it is not known how many fit; each one over is lost work."""
 
 
+_NO_KILLPRIV_MAX = 314
+"""The last libfuse known to leave FUSE_HANDLE_KILLPRIV out of its reply to INIT."""
+
+
+def _libfuse_version() -> int:
+    """Major times 100 plus minor, of the library that pyfuse3 is linked to."""
+    return int(ctypes.CDLL(pyfuse3.__file__).fuse_version())
+
+
 class _Operations(pyfuse3.Operations):
     """pyfuse3's handlers; each is a line or two, in the order of the requests in <linux/fuse.h>.
 
@@ -59,6 +69,10 @@ class _Operations(pyfuse3.Operations):
         self._timeout_s = FOREVER_S if dispatch.timeout_s is None else dispatch.timeout_s
         # Who limits the timeouts expects changes behind our back: pages are not to be trusted.
         self._keep_cache = dispatch.timeout_s is None
+        # Where setuid and setgid go (write, truncate, chown) the kernel works out the new mode and
+        # sends it, and a change of nothing only goes along with a removed capability; unless it was
+        # promised FUSE_HANDLE_KILLPRIV: then the change of nothing is the order to clear.
+        self._clears_here = _libfuse_version() > _NO_KILLPRIV_MAX
         # How many rows fitted the last reply of an open directory.
         self._fit: dict[int, int] = {}
         self._absent = EntryAttributes()
@@ -127,9 +141,6 @@ class _Operations(pyfuse3.Operations):
         fh: int | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        # On write, truncate and chown Linux 6.18 works out the mode without setuid and setgid by
-        # itself and sends it in the writer's name; a kernel that trusts the daemon with that
-        # (FUSE_HANDLE_KILLPRIV) sends a change of nothing instead, which `Changes()` means.
         changes = Changes(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -139,6 +150,8 @@ class _Operations(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
         caller = self._caller(ctx)
+        if changes == Changes() and not self._clears_here:
+            return await self.getattr(inode, ctx)
         return self._attributes(await self._run(self._dispatch.setattr, inode, changes, caller, fh))
 
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:

@@ -150,6 +150,9 @@ class NodeTable:
         if self._by_id.get(record.id) is record:
             del self._by_id[record.id]
             del self._by_node[record.node]
+        elif record.node in self._by_node:
+            # Its number was another's for a while, and is its own again.
+            return
         self._drop(record.node)
 
     def clear(self) -> None:

@@ -88,6 +88,18 @@ def test_root_keeps_setuid_and_setgid(
 
 
 @pytest.mark.parametrize("change", CHANGES)
+def test_root_clears_capabilities_and_keeps_setuid(
+    slot: Slot, change: Callable[[os.PathLike[str]], None]
+) -> None:
+    path = slot / "file"
+    path.chmod(0o6755)
+    os.setxattr(path, CAPABILITY, NET_RAW)
+    change(path)
+    assert mode(path) == 0o6755
+    assert errno_of(os.getxattr, path, CAPABILITY) == "ENODATA"
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_any_change_clears_capabilities(
     slot: Slot, change: Callable[[os.PathLike[str]], None]
 ) -> None:

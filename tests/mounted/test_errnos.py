@@ -93,7 +93,17 @@ USERS: list[Callable[[str], Any]] = [
     utimens, getxattr, rename_from, link_from, os.listdir, os.statvfs,
 ]  # fmt: skip
 ALL = MAKERS + USERS
-FOLLOWERS = [read_open, os.stat, chmod, chown, truncate, utimens, getxattr, os.listdir, os.statvfs]
+FOLLOWERS: list[Callable[[str], Any]] = [
+    read_open,
+    os.stat,
+    chmod,
+    chown,
+    truncate,
+    utimens,
+    getxattr,
+    os.listdir,
+    os.statvfs,
+]
 
 
 def into(path: str) -> list[Callable[[str], Any]]:
