@@ -224,32 +224,34 @@ class _Above:
 
 
 def _check_in_use(options: MountOptions, layers: list[tuple[str, bytes]]) -> None:
-    """Layers inside another live mount's upper or work: refused for upper and work, and under
-    index=on.
-    """
+    """Layers inside another live mount's upper or work: refused for upper and work, and under index=on."""
     held: dict[str, tuple[str, bytes]] = {}
+    records: dict[str, registry.Record] = {}
     for record in registry.live():
         for identity in (record.upper_id, record.work_id):
-            if identity and holds.still_mounted(record):
+            if identity:
+                records[identity] = record
                 held[identity] = (f"process {record.pid}", record.mountpoint)
     for mountpoint, identity in holds.kernel_overlays():
         held[identity] = ("the kernel", mountpoint)
-    if not held:
-        return
-    above = _Above(held)
+    above = _Above({identity: (identity, b"") for identity in held})
     for kind, path in layers:
         found = above.nearest(path)
+        identity = found[0] if found is not None else ""
         if found is None and kind == "lowerdir":
-            found = held.get(registry.identity(path))
-        if found is None:
+            identity = registry.identity(path)
+        if identity not in held:
             continue
+        # Asked only now: it reads the mount table of the other daemon.
+        if identity in records and not holds.still_mounted(records[identity]):
+            continue
+        who, mountpoint = held[identity]
         what = (
             f"{kind} {os.fsdecode(path)} is or lies in the upper or work directory of the mount on "
-            f"{os.fsdecode(found[1])} ({found[0]})"
+            f"{os.fsdecode(mountpoint)} ({who})"
         )
         if kind == "lowerdir" and not options.index:
-            # The kernel warns as well, and for the same reason: runtimes do it and take care
-            # themselves.
+            # The kernel warns as well, and for the same reason: runtimes do it and take care themselves.
             options.notes.append(f"{what}: what changes there has no defined effect here")
         else:
             raise UserError(f"{what}: unmount that first, or use another directory")

@@ -199,3 +199,19 @@ def test_selinux_context_without_selinux(base: Path) -> None:
             pytest.skip("this kernel runs SELinux, so the option is honoured")
     with pytest.raises(UserError, match="context cannot be honoured: this kernel runs without"):
         check(base, 'lowerdir=@a,context="u:r:t:s0:c1,c2"')
+
+
+@pytest.mark.mount
+def test_a_lower_in_a_live_upper_is_noted_as_the_kernel_does(base: Path) -> None:
+    options = parse_mount_options([f"lowerdir={base}/a,upperdir={base}/u,workdir={base}/w"])
+    registration = Registration(record_of(options, os.fsencode(base / "m")))
+    (base / "m2").mkdir()
+    try:
+        other = parse_mount_options([f"lowerdir={base}/b:{base}/u/in"])
+        preflight.check(other, os.fsencode(base / "m2")).close()
+        assert len(other.notes) == 1
+        assert f"the mount on {base}/m (process {os.getpid()})" in other.notes[0]
+        with pytest.raises(UserError, match="lies in the upper or work directory"):
+            check(base, "lowerdir=@b,upperdir=@u/in,workdir=@a", "m2")
+    finally:
+        registration.close()
