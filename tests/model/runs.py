@@ -37,6 +37,8 @@ AS_THE_KERNEL = Rules(
 )
 """Without what the kernel's overlayfs refuses or gets wrong (SEMANTICS.md names it)."""
 
+BY_TURNS = replace(AS_THE_KERNEL, weights={"remount": 5})
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:

@@ -17,7 +17,7 @@ import time
 from tests.model.compare import Disagreement
 from tests.model.crash import crash_run
 from tests.model.mounted import MS_PRIVATE, MS_REC, mount
-from tests.model.runs import ALL, AS_THE_KERNEL, explain, makers, one_run, plan
+from tests.model.runs import ALL, AS_THE_KERNEL, BY_TURNS, explain, makers, one_run, plan
 from tests.model.scratch import scratch_directory
 
 CLONE_NEWNS = 0x20000
@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--subject",
         action="append",
-        help="verbs (default; without a mount), mounted, kernel, fuse-overlayfs; may be repeated",
+        help="verbs (default; without a mount), mounted, kernel, alternating (the kernel and ours by "
+        "turns on the same directories), fuse-overlayfs; may be repeated",
     )
     parser.add_argument("--crash", action="store_true", help="end operations at random changes")
     parser.add_argument("--layers-on", choices=["tmpfs", "disk"], default="tmpfs")
@@ -53,7 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
     seed = chosen.seed if chosen.seed is not None else random.SystemRandom().randrange(1 << 32)
     total = failures = crashes = 0
     began = time.monotonic()
-    rules = AS_THE_KERNEL if chosen.crash or "kernel" in subjects else ALL
+    rules = ALL
+    if "alternating" in subjects:
+        rules = BY_TURNS
+    elif chosen.crash or "kernel" in subjects:
+        rules = AS_THE_KERNEL
     while total < chosen.operations:
         with scratch_directory(chosen.layers_on) as scratch:
             make = makers(subjects, scratch)
