@@ -109,7 +109,7 @@ class DirectoryLayer:
             return Found(path, self._overridden(path, status))
         marks = self._read_marks(self.tree.at(path))
         if not marks:
-            return Found(path, status)
+            return Found(path, self._overridden(path, status))
         if status.st_size == 0:
             if self.xwhiteouts and "whiteout" in marks:
                 return WHITEOUT

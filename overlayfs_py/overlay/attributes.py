@@ -144,4 +144,35 @@ def _write_override(
         os.major(status.st_rdev) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
         os.minor(status.st_rdev) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
     )
+    try:
+        place.setxattr(state.upper.override, format_override_stat(value))
+    except PermissionError:
+        # A symlink has no user.* xattrs; its mode means nothing and its owner stays ours, as with fuse-overlayfs.
+        if not stat.S_ISLNK(mode):
+            raise
+
+
+def stands_in(state: State, kind: int) -> bool:
+    """Whether an object of this kind is kept as a regular file, since only that has room for the override."""
+    assert state.upper is not None
+    return state.upper.override is not None and kind in (
+        stat.S_IFIFO,
+        stat.S_IFSOCK,
+        stat.S_IFCHR,
+        stat.S_IFBLK,
+    )
+
+
+def disguise(state: State, place: Place, mode: int, rdev: int) -> None:
+    """Make a new regular file stand for a special file."""
+    assert state.upper is not None
+    assert state.upper.override is not None
+    value = OverrideStat(
+        os.geteuid(),
+        os.getegid(),
+        stat.S_IMODE(mode),
+        stat.S_IFMT(mode),
+        os.major(rdev),
+        os.minor(rdev),
+    )
     place.setxattr(state.upper.override, format_override_stat(value))

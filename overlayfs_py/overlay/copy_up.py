@@ -160,10 +160,12 @@ def _stage_object(
         return staged.name
     name = upper.new_name()
     kind = node.kind
-    if node.device or kind == stat.S_IFREG:
+    if node.device or kind == stat.S_IFREG or attributes.stands_in(state, kind):
         os.close(syscalls.create(upper.stage_fd, name, os.O_WRONLY | os.O_EXCL, 0o600))
         if node.device:
             upper.staged(name).setxattr(upper.names.escape_prefix + b"whiteout", b"y")
+        elif kind != stat.S_IFREG:
+            attributes.disguise(state, upper.staged(name), status.st_mode, status.st_rdev)
     elif kind == stat.S_IFDIR:
         syscalls.mkdir(upper.stage_fd, name, 0o700)
     elif kind == stat.S_IFLNK:

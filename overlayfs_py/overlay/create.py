@@ -189,6 +189,9 @@ def stage(state: State, upper: Upper, new: New, owner: Ownership) -> bytes:
         if new.is_whiteout_like:
             _make_object(place, New(stat.S_IFREG), 0o600)
             place.setxattr(upper.names.escape_prefix + b"whiteout", b"y")
+        elif attributes.stands_in(state, new.kind):
+            _make_object(place, New(stat.S_IFREG), 0o600)
+            attributes.disguise(state, place, new.mode, new.rdev)
         else:
             _make_object(place, new, new.kind | 0o700)
         finish(state, place, new, owner)
