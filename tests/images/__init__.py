@@ -1,0 +1,1 @@
+"""Real images, made by buildah, podman, umoci and skopeo."""
