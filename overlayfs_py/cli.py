@@ -51,14 +51,18 @@ def run(arguments: list[str]) -> int:
     try:
         return _choose(arguments)(arguments)
     except UserError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
+        return _complain(error)
     except BrokenPipeError:
         # The reader of our output has gone; Python would complain once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _complain(error: UserError) -> int:
+    print(f"{PROGRAM}: {_shown(str(error))}", file=sys.stderr)
+    return 1
 
 
 def _choose(arguments: list[str]) -> Callable[[list[str]], int]:
@@ -193,9 +197,13 @@ def _umount(arguments: list[str]) -> int:
     given = parser.read(arguments[1:])
     from overlayfs_py.unmount import unmount
 
+    status = 0
     for mountpoint in given.mountpoints:
-        unmount(os.fsencode(mountpoint), lazy=given.lazy)
-    return 0
+        try:
+            unmount(os.fsencode(mountpoint), lazy=given.lazy)
+        except UserError as error:
+            status = _complain(error)
+    return status
 
 
 def _ps(arguments: list[str]) -> int:
@@ -246,8 +254,7 @@ def _which(arguments: list[str]) -> int:
         try:
             answers.append(which.which(os.fsencode(path)))
         except UserError as error:
-            print(f"{PROGRAM}: {error}", file=sys.stderr)
-            status = 1
+            status = _complain(error)
     if given.json:
         _print_json([answer.as_data() for answer in answers])
         return status
@@ -262,14 +269,16 @@ def _print_json(data: Any) -> None:
 
 
 def _print_line(line: str) -> None:
-    """One line, whatever bytes a name has; control characters are shown in octal as `ls -b` shows
-    them.
-    """
-    shown = "".join(
+    """One line, whatever bytes a name has."""
+    sys.stdout.buffer.write(os.fsencode(_shown(line)) + b"\n")
+
+
+def _shown(line: str) -> str:
+    """Control characters in octal, as `ls -b` shows them, so that a line stays one."""
+    return "".join(
         f"\\{ord(character):03o}" if ord(character) < 32 or character == "\x7f" else character
         for character in line
     )
-    sys.stdout.buffer.write(os.fsencode(shown) + b"\n")
 
 
 def _columns(rows: list[list[str]]) -> list[str]:

@@ -25,6 +25,7 @@ BEFORE_THE_DAEMON = [
     (["ps", "extra"], "unrecognized arguments: extra"),
     (["diff", "nowhere"], "nowhere is neither a mount of overlayfs-py nor a directory"),
     (["which", "a"], "a is not in a mount of overlayfs-py"),
+    (["-o", "lowerdir=a", "x\ny"], "does not exist"),
     (["mount", "image"], "the following arguments are required: MNT"),
     (["mount", "--upper", "u", "image", "m"], "--upper and --work go together"),
     (["mount", "--ro", "--name", "x", "image", "m"], "not allowed with argument"),

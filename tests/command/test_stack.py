@@ -110,5 +110,5 @@ def test_content_in_a_data_only_layer(base: Path) -> None:
 @pytest.mark.parametrize("redirect", [b"../dir", b"/a/../b", b""])
 def test_a_redirect_that_makes_no_sense_is_named(base: Path, stack: Stack, redirect: bytes) -> None:
     os.setxattr(base / "u/moved", "trusted.overlay.redirect", redirect)
-    with pytest.raises(UserError, match="u/moved: redirect .* damaged"):
+    with pytest.raises(UserError, match=r"u/moved: redirect .* damaged"):
         stack.at(b"moved")
