@@ -209,7 +209,7 @@ def _walk(layer: Layer, components: list[bytes]) -> tuple[Found | None, bool, li
     for depth, name in enumerate(components):
         found = layer.find(ref, name, True)
         if found is None:
-            return None, stop, components
+            return None, stop, onward
         if found.whiteout:
             return None, True, components
         directory = stat.S_ISDIR(found.stat.st_mode)
