@@ -121,7 +121,7 @@ def test_mount_8_with_our_type(base: Path) -> None:
     script.write_text(f'#!/bin/sh\nexec {shlex.join(COMMAND)} "$@"\n')
     script.chmod(0o755)
     layers = f"lowerdir={base}/a:{base}/b,upperdir={base}/u,workdir={base}/w"
-    (base / "fstab").write_text(f"overlayfs-py {base}/m fuse.overlayfs-py {layers},noauto,_netdev")
+    (base / "fstab").write_text(f"overlayfs-py {base}/m fuse.overlayfs-py {layers},nofail,_netdev")
     steps = f"""
         mount -t tmpfs none /usr/local/bin && cp overlayfs-py /usr/local/bin
         mount -t fuse.overlayfs-py overlay m -o '{layers},noexec,nofail'
@@ -130,7 +130,8 @@ def test_mount_8_with_our_type(base: Path) -> None:
         touch m/new || echo read-only
         umount m
         while overlayfs-py ps | grep {base}; do sleep 0.1; done
-        mount -T fstab m
+        mount -a -T fstab
+        mount -a -T fstab
         cat m/low
         overlayfs-py umount m
     """
