@@ -117,13 +117,14 @@ def test_mount_8_with_our_type(base: Path) -> None:
     """mount -t fuse.overlayfs-py and an fstab line; mount(8) looks in the system's own directories
     only.
     """
-    script = base / "overlayfs-py"
+    # Not in the working directory: mount -a would take the source in fstab for this file.
+    script = base / "b/overlayfs-py"
     script.write_text(f'#!/bin/sh\nexec {shlex.join(COMMAND)} "$@"\n')
     script.chmod(0o755)
     layers = f"lowerdir={base}/a:{base}/b,upperdir={base}/u,workdir={base}/w"
     (base / "fstab").write_text(f"overlayfs-py {base}/m fuse.overlayfs-py {layers},nofail,_netdev")
     steps = f"""
-        mount -t tmpfs none /usr/local/bin && cp overlayfs-py /usr/local/bin
+        mount -t tmpfs none /usr/local/bin && cp b/overlayfs-py /usr/local/bin
         mount -t fuse.overlayfs-py overlay m -o '{layers},noexec,nofail'
         grep {base}/m /proc/self/mountinfo
         mount -o remount,ro m
