@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+EXIT_GRACE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,12 @@ def wait_until_released(pids: list[int], connection: int, timeout_s: float) -> N
         serving = [found for pid in pids if (found := _fuse_connections(pid)) is not None]
         # Without the connection in fdinfo an open /dev/fuse may be another mount's: not waited for.
         if not any(connection in found for found in serving):
-            return
+            break
         time.sleep(0.002)
+    # One that ends is busy ending; one that stays must not be waited for.
+    end = min(end, time.monotonic() + EXIT_GRACE_S)
+    while any(_lives(pid) for pid in pids) and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 def end(pids: list[int], timeout_s: float = 10.0) -> None:
