@@ -124,7 +124,7 @@ def _place(
         if origin is not None:
             _mark(place, upper.names.origin, origin)
         if metadata_only:
-            _mark_metacopy(state, upper, node, place, status)
+            place.setxattr(upper.names.metacopy, b"")
         if _is_hard_link(state, node, status) and origin is not None:
             _enter_index(upper, node, place, name, status)
         elif node.linked:
@@ -161,7 +161,13 @@ def _stage_object(
     name = upper.new_name()
     kind = node.kind
     if node.device or kind == stat.S_IFREG or attributes.stands_in(state, kind):
-        os.close(syscalls.create(upper.stage_fd, name, os.O_WRONLY | os.O_EXCL, 0o600))
+        fd = syscalls.create(upper.stage_fd, name, os.O_WRONLY | os.O_EXCL, 0o600)
+        try:
+            if kind == stat.S_IFREG:
+                # A metacopy shows the size of the data below; set first, since it takes capabilities away.
+                syscalls.truncate(fd, status.st_size)
+        finally:
+            os.close(fd)
         if node.device:
             upper.staged(name).setxattr(upper.names.escape_prefix + b"whiteout", b"y")
         elif kind != stat.S_IFREG:
@@ -300,18 +306,6 @@ def set_impure(state: State, upper: Upper, node: Node) -> None:
     if not node.impure:
         _mark(state.place(node), upper.names.impure, b"y")
         node.impure = True
-
-
-def _mark_metacopy(
-    state: State, upper: Upper, node: Node, place: Named, status: os.stat_result
-) -> None:
-    fd = place.open(os.O_WRONLY)
-    try:
-        syscalls.truncate(fd, status.st_size)
-    finally:
-        os.close(fd)
-    place.utimens(status.st_atime_ns, status.st_mtime_ns)
-    place.setxattr(upper.names.metacopy, b"")
 
 
 def _complete(state: State, upper: Upper, node: Node, size: int | None) -> None:

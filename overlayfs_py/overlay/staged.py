@@ -17,6 +17,7 @@ from overlayfs_py.layers.upper import Upper
 from overlayfs_py.overlay.faults import Shared
 
 _CHUNK = 1 << 22
+_CAPABILITY = "security.capability"
 _ZERO_OFFSET = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM)
 
 
@@ -79,12 +80,15 @@ class InPlaceData:
         layer, ref = self._source
         try:
             before = os.fstat(self._target)
+            capability = _capability(self._target)
             syscalls.truncate(self._target, 0)
             content = layer.open(ref)
             try:
                 copy_data(content, self._target, self.size)
             finally:
                 content.close()
+            if capability is not None:
+                os.setxattr(self._target, _CAPABILITY, capability)
             os.utime(self._target, ns=(before.st_atime_ns, before.st_mtime_ns))
             if self._sync:
                 os.fsync(self._target)
@@ -93,6 +97,14 @@ class InPlaceData:
             raise
         finally:
             os.close(self._target)
+
+
+def _capability(fd: int) -> bytes | None:
+    """The file capability, which any write takes away."""
+    try:
+        return os.getxattr(fd, _CAPABILITY)
+    except OSError:
+        return None
 
 
 def copy_data(source: Content, target: int, size: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from overlayfs_py.overlay.config import Config
 from overlayfs_py.overlay.faults import Fault
 from overlayfs_py.overlay.values import Changes
 from tests.overlay.unions import ROOT, node, read, run, union, write
@@ -125,3 +126,22 @@ def test_holes_stay_holes(tmp_path: Path) -> None:
         with open(tmp_path / "upper" / "f", "rb") as file:
             file.seek(4 << 30)
             assert file.read(7) == b"island\0"
+
+
+def test_a_metacopy_keeps_capabilities_and_setuid(tmp_path: Path) -> None:
+    """Regression: setting the size, and bringing the data later, took security.capability away."""
+    capability = bytes.fromhex("0100000200200000000000000000000000000000")
+    (tmp_path / "lower").mkdir()
+    lower = tmp_path / "lower" / "f"
+    lower.write_bytes(b"program")
+    os.chmod(lower, 0o4755)
+    os.setxattr(lower, "security.capability", capability)
+    with union(tmp_path, ["lower"], config=Config(metacopy=True)) as overlay:
+        run(overlay.setattr, node(overlay, "f"), Changes(atime_ns=1, mtime_ns=2), ROOT)
+        assert overlay.getxattr(node(overlay, "f"), b"security.capability") == capability
+        run(overlay.release, run(overlay.open, node(overlay, "f"), os.O_RDWR, ROOT))
+        assert "trusted.overlay.metacopy" not in os.listxattr(tmp_path / "upper" / "f")
+        assert overlay.getxattr(node(overlay, "f"), b"security.capability") == capability
+        after = run(overlay.getattr, node(overlay, "f"))
+        assert (after.mode & 0o7777, after.mtime_ns) == (0o4755, 2)
+        assert read(overlay, "f") == b"program"
