@@ -70,7 +70,11 @@ class Service:
         self._before = mountinfo.top(self.mountpoint)
         self._registration: registry.Registration | None = None
         try:
-            self._registration = registry.Registration(registry.record_of(options, self.mountpoint))
+            with registry.exclusive():
+                # Once more: another daemon may have come since the first look.
+                preflight.check_mountpoint(self.mountpoint)
+                record = registry.record_of(options, self.mountpoint)
+                self._registration = registry.Registration(record)
         except OSError as error:
             log.warning("ps and umount will not know this mount: %s", error)
         for note in options.notes:

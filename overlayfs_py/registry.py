@@ -145,6 +145,21 @@ def _usable_directory() -> str | None:
     return None
 
 
+@contextlib.contextmanager
+def exclusive() -> Iterator[None]:
+    """Nobody else registers meanwhile, as far as the same runtime directory is used."""
+    place = _usable_directory()
+    if place is None:
+        yield
+        return
+    fd = os.open(os.path.join(place, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
 class Registration:
     """A record in the runtime directory, held locked until `close` or the end of the process."""
 

@@ -237,6 +237,22 @@ def test_what_a_live_mount_holds_is_refused_by_name(base: Path) -> None:
     assert len(registry.live()) == 1
 
 
+def test_of_many_at_once_on_one_mountpoint_one_wins(base: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [*COMMAND, "-o", "lowerdir=a", "m"],
+            cwd=base,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        process.communicate(timeout=60)
+    assert sorted(process.returncode for process in processes) == [0, 1, 1, 1]
+    assert len(registry.live()) == 1
+
+
 def test_a_daemon_whose_mount_is_gone_is_waited_for(base: Path) -> None:
     """Runtimes detach lazily and mount the same upper at once."""
     first = mount(base, "-o", UPPER, "m")
