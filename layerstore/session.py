@@ -37,19 +37,20 @@ class Session:
         self._locks: list[int] = []
 
     def __enter__(self) -> Session:
-        self._locks.append(lock(os.path.join(self._root, b"lock"), fcntl.LOCK_SH))
-        # Whoever looks for what dead imports left must not see the directory before its lock.
-        tmp = lock(self._tmp, fcntl.LOCK_SH)
         try:
-            os.mkdir(self.directory, 0o700)
-            self._locks.append(lock(self.directory, fcntl.LOCK_EX))
+            self._locks.append(lock(os.path.join(self._root, b"lock"), fcntl.LOCK_SH))
+            # Whoever looks for what dead imports left must not see the directory before its lock.
+            tmp = lock(self._tmp, fcntl.LOCK_SH)
+            try:
+                os.mkdir(self.directory, 0o700)
+                self._locks.append(lock(self.directory, fcntl.LOCK_EX))
+            finally:
+                os.close(tmp)
+            os.mkdir(self.objects)
+            os.mkdir(self.scratch)
         except BaseException:
-            self._release()
+            self.__exit__()
             raise
-        finally:
-            os.close(tmp)
-        os.mkdir(self.objects)
-        os.mkdir(self.scratch)
         return self
 
     def placing(self) -> None:

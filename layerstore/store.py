@@ -151,8 +151,8 @@ class Store:
     def _find(self, name: str) -> tuple[ImageRow, dict[str, str]]:
         tags = self._refs.tags()
         image_id = None
-        with contextlib.suppress(StoreError):
-            full = names.full_name(name)
+        full = _full_name(name)
+        if full is not None:
             image_id = tags.get(full)
             if image_id is None:
                 found = {key: value for key, value in tags.items() if names.is_short_for(full, key)}
@@ -264,11 +264,12 @@ class Store:
         return collect.collect(self.root, self._refs)
 
     def _tag_meant(self, name: str, its_tags: list[str]) -> str | None:
-        with contextlib.suppress(StoreError):
-            full = names.full_name(name)
-            for tag in its_tags:
-                if tag == full or names.is_short_for(full, tag):
-                    return tag
+        full = _full_name(name)
+        if full is None:
+            return None
+        for tag in its_tags:
+            if tag == full or names.is_short_for(full, tag):
+                return tag
         return None
 
     def _is_chain_shared(self, row: ImageRow) -> bool:
@@ -357,6 +358,14 @@ class Store:
                 trash = stack.enter_context(session.Session(self.root)).directory
                 os.rename(directory, os.path.join(trash, b"upper"))
             self._refs.remove_upper(name)
+
+
+def _full_name(name: str) -> str | None:
+    """`name` with its tag, None if no image can be called so."""
+    try:
+        return names.full_name(name)
+    except StoreError:
+        return None
 
 
 def _make(path: bytes) -> None:

@@ -140,6 +140,8 @@ def test_failing_at_every_step(tmp_path: Path, source: str) -> None:
         ids = image_ids(root)
         if ids:
             assert problems(root) == []
+        if not ids:
+            assert litter(root) == []
         with Store.open(str(root)) as store:
             store.collect()
         assert litter(root) == []
