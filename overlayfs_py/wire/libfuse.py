@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +27,8 @@ from overlayfs_py.wire.driver import Driver
 
 if TYPE_CHECKING:
     from overlayfs_py.overlay.node import Node
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -304,6 +308,16 @@ class _Operations(pyfuse3.Operations):
         await self._run(self._dispatch.removexattr, inode, name, self._caller(ctx))
 
 
+def _is_trouble(record: logging.LogRecord) -> bool:
+    """Whether a line of pyfuse3's log is worth more than a debug line. It reports as an error when
+    the kernel no longer waits for a reply: RELEASE is asynchronous, so an unmount overtakes it.
+    """
+    nobody_waits = "fuse_reply_" in record.msg and os.strerror(errno.ENOENT) in record.getMessage()
+    if nobody_waits:
+        log.debug("%s", record.getMessage())
+    return not nobody_waits
+
+
 async def serve(
     dispatch: Dispatch,
     fuse_fd: int,
@@ -326,6 +340,7 @@ async def serve(
     """
     operations = _Operations(dispatch, acl=acl, masks_here=masks_here, on_live=on_live)
     # libfuse takes a descriptor that is mounted already under this name (fuse_session_mount).
+    logging.getLogger("pyfuse3").addFilter(_is_trouble)
     pyfuse3.init(operations, f"/dev/fd/{fuse_fd}", set())
     try:
         await pyfuse3.main(max_tasks=REQUESTS_MAX)
