@@ -79,12 +79,13 @@ class DirectoryLayer:
     def root(self) -> bytes:
         return b""
 
-    def find(self, parent: bytes, name: bytes, below: bool) -> Found | None:
+    def find(self, parent: bytes, name: bytes, below: bool, oci: bool = True) -> Found | None:
+        """As Layer.find; `oci` False: the directory is known to have no `.wh.` names."""
         path = parent + b"/" + name if parent else name
         try:
             status = self.tree.stat(path)
         except FileNotFoundError:
-            if below and self._exists(parent, OCI_WHITEOUT_PREFIX + name):
+            if below and oci and self._exists(parent, OCI_WHITEOUT_PREFIX + name):
                 return WHITEOUT
             return None
         except NotADirectoryError:
@@ -184,6 +185,10 @@ class DirectoryLayer:
         except OSError:
             return status
         return override_stat(status, raw)
+
+    def has_oci_names(self, ref: bytes) -> bool:
+        """Whether a directory has any `.wh.` name."""
+        return any(row.name.startswith(OCI_WHITEOUT_PREFIX) for row in self.tree.scan(ref))
 
     def stat(self, ref: bytes) -> os.stat_result:
         return self._overridden(ref, self.tree.stat(ref))

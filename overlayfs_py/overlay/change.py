@@ -42,6 +42,7 @@ def setattr(
     if changes == Changes():
         clear_privileges(state, node, caller)
         return
+    node.inherited_gid = None
     if changes.uid is not None or changes.gid is not None:
         _chown(state, node, changes, caller)
     if changes.mode is not None:
@@ -183,6 +184,7 @@ def _set_acl(
     if not state.ids.plain:
         value = acl.with_ids(value, state.ids.stored_uid, state.ids.stored_gid)
     place.setxattr(name, value, flags)
+    node.inherited_gid = None
     if name != acl.ACCESS.encode():
         return
     status = attributes.placed_stat(state, place)

@@ -92,11 +92,13 @@ def ownership(
     state: State, parent: Node, mode: int, caller: Caller, *, acls: bool = True
 ) -> Ownership:
     """Who owns a new object of `mode`, by the rules of inode_init_owner() and posix_acl_create()."""
-    status = attributes.real_stat(state, parent)
+    if parent.inherited_gid is None:
+        status = attributes.real_stat(state, parent)
+        parent.inherited_gid = status.st_gid if status.st_mode & stat.S_ISGID else -1
     uid = state.ids.stored_uid(caller.uid)
     gid = state.ids.stored_gid(caller.gid)
-    if status.st_mode & stat.S_ISGID:
-        gid = status.st_gid
+    if parent.inherited_gid >= 0:
+        gid = parent.inherited_gid
         if stat.S_ISDIR(mode):
             mode |= stat.S_ISGID
     inherited = default_acl(state, parent) if acls else None
@@ -117,14 +119,19 @@ def default_acl(state: State, node: Node) -> bytes | None:
     return node.default_acl
 
 
-def fits_in_place(state: State, owner: Ownership, parent_gid_inherited: bool, new: New) -> bool:
-    """Whether the object would be right as the filesystem makes it, without a second step."""
+def fits_in_place(
+    state: State, parent: Node, name: bytes, owner: Ownership, caller: Caller, new: New
+) -> bool:
+    """Whether the object would be right as the filesystem makes it, without a second step, if the upper has nothing
+    at its name."""
     assert state.upper is not None
+    gid_inherited = owner.gid != state.ids.stored_gid(caller.gid)
     return (
         owner.uid == os.geteuid()
-        and (parent_gid_inherited or owner.gid == os.getegid())
+        and (gid_inherited or owner.gid == os.getegid())
         and state.upper.override is None
         and not new.is_whiteout_like
+        and not (parent.merged and lower_positive(state, parent, name))
     )
 
 
@@ -136,17 +143,18 @@ def make(state: State, parent: Node, name: bytes, new: New, caller: Caller) -> N
         Fault: from copy-up.
     """
     upper = prepare(state, parent, name)
-    over_whiteout = hidden_below(state, upper, parent, name)
     owner = ownership(state, parent, new.mode, caller, acls=new.kind != stat.S_IFLNK)
-    setgid = owner.gid != state.ids.stored_gid(caller.gid)
     path = state.child_path(parent, name)
-    if not over_whiteout and fits_in_place(state, owner, setgid, new):
+    if fits_in_place(state, parent, name, owner, caller, new):
         place = upper.tree.at(path)
         mode = owner.mode if owner.access is None and owner.default is None else new.mode
-        _make_object(place, new, mode)
-        if new.kind == stat.S_IFDIR:
-            _after_mkdir(upper, place, parent)
-        return
+        # Taken in the upper: by a whiteout perhaps, which the longer way replaces.
+        with contextlib.suppress(FileExistsError):
+            _make_object(place, new, mode)
+            if new.kind == stat.S_IFDIR:
+                _after_mkdir(upper, place, parent)
+            return
+    over_whiteout = hidden_below(state, upper, parent, name)
     staged = stage(state, upper, new, owner)
     try:
         place = upper.staged(staged)
@@ -221,17 +229,15 @@ def make_open(
 ) -> int:
     """open(2) with O_CREAT and O_EXCL: make a regular file and return its descriptor, for reading and writing."""
     upper = prepare(state, parent, name)
-    over_whiteout = hidden_below(state, upper, parent, name)
     new = New(stat.S_IFREG | stat.S_IMODE(mode))
     owner = ownership(state, parent, new.mode, caller)
-    setgid = owner.gid != state.ids.stored_gid(caller.gid)
     path = state.child_path(parent, name)
-    if not over_whiteout and fits_in_place(state, owner, setgid, new):
+    if fits_in_place(state, parent, name, owner, caller, new):
         place = upper.tree.at(path)
-        bits = owner.mode if owner.access is None else new.mode
-        return syscalls.create(
-            place.dir_fd, place.path, flags | os.O_RDWR | os.O_EXCL, stat.S_IMODE(bits)
-        )
+        bits = stat.S_IMODE(owner.mode if owner.access is None else new.mode)
+        with contextlib.suppress(FileExistsError):
+            return syscalls.create(place.dir_fd, place.path, flags | os.O_RDWR | os.O_EXCL, bits)
+    hidden_below(state, upper, parent, name)
     staged, fd = upper.stage_file()
     try:
         finish(state, upper.staged(staged), new, owner)

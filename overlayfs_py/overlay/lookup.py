@@ -23,6 +23,7 @@ from overlayfs_py.overlay.node import Lower, Node
 from overlayfs_py.overlay.state import State
 
 NAME_MAX = 255
+OCI_SCAN_AFTER_LOOKUPS = 8
 
 
 class Resolved(NamedTuple):
@@ -57,7 +58,9 @@ def resolve(state: State, parent: Node, name: bytes) -> Resolved | None:
         assert state.upper is not None
         if not parent.linked:
             return None
-        found = state.upper.find(state.path(parent), name, parent.merged)
+        merged = parent.merged
+        oci = merged and _may_have_oci_names(state, parent)
+        found = state.upper.find(state.path(parent), name, merged, oci)
         if found is not None and found.whiteout:
             return None
     if found is None:
@@ -238,6 +241,17 @@ def _require_data(state: State, result: list[Lower], top: Found | None) -> None:
         raise OverlayError(errno.EIO, f"the data of metacopy {ref!r} is missing", logging.WARNING)
 
 
+def _may_have_oci_names(state: State, parent: Node) -> bool:
+    """Whether the upper directory may have `.wh.` names: it is read once, when lookups in it become many."""
+    if parent.oci_names is None:
+        parent.lookups += 1
+        if parent.lookups < OCI_SCAN_AFTER_LOOKUPS:
+            return True
+        assert state.upper is not None
+        parent.oci_names = state.upper.has_oci_names(state.path(parent))
+    return parent.oci_names
+
+
 # --- identity ---------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +289,20 @@ def adopt(state: State, parent: Node, name: bytes, resolved: Resolved) -> Node:
         if node.lower_names is None:
             node.lower_names = set()
         node.lower_names.add((parent, name))
+    return node
+
+
+def new_node(state: State, parent: Node | None, name: bytes, status: os.stat_result) -> Node:
+    """The node of an object that was just made in the upper, and so is nothing but the upper's."""
+    assert state.upper is not None
+    kind = stat.S_IFMT(status.st_mode)
+    ino = state.numbers.number(state.upper.device(status), status.st_ino)
+    if state.nodes.get(ino) is not None:
+        ino = state.numbers.spare()
+    node = Node(ino, kind, parent, name)
+    node.upper = True
+    node.upper_ino = status.st_ino
+    state.nodes.add(node)
     return node
 
 

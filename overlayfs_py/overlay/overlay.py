@@ -22,7 +22,7 @@ from overlayfs_py.overlay.config import Config
 from overlayfs_py.overlay.copy_up import copy_up
 from overlayfs_py.overlay.faults import Fault
 from overlayfs_py.overlay.handles import DirectoryHandle, FileHandle
-from overlayfs_py.overlay.lookup import adopt, resolve
+from overlayfs_py.overlay.lookup import adopt, new_node, resolve
 from overlayfs_py.overlay.node import Lower, Node
 from overlayfs_py.overlay.staged import StagedData
 from overlayfs_py.overlay.state import State
@@ -80,6 +80,18 @@ class Overlay:
             raise OverlayError(errno.ENOENT)
         return entry
 
+    def _made(self, parent: Node, name: bytes) -> Entry:
+        upper = self.state.upper
+        assert upper is not None
+        return self._new(parent, name, upper.tree.stat(self.state.child_path(parent, name)))
+
+    def _new(self, parent: Node | None, name: bytes, status: os.stat_result) -> Entry:
+        """The entry of an object that was just made in the upper."""
+        node = new_node(self.state, parent, name, status)
+        if self.state.upper is not None and self.state.upper.override is not None:
+            return Entry(node, self.getattr(node))
+        return Entry(node, attributes.attributes(self.state, node, status))
+
     def mknod(self, parent: Node, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
         create.make(self.state, parent, name, create.New(mode, rdev), caller)
         return self._entry(parent, name)
@@ -89,12 +101,14 @@ class Overlay:
         create.make(self.state, parent, name, new, caller)
         if parent.subdirectories is not None:
             parent.subdirectories += 1
-        return self._entry(parent, name)
+        entry = self._made(parent, name)
+        entry.node.oci_names = False
+        return entry
 
     def symlink(self, parent: Node, name: bytes, target: bytes, caller: Caller) -> Entry:
         new = create.New(stat.S_IFLNK | 0o777, target=target)
         create.make(self.state, parent, name, new, caller)
-        return self._entry(parent, name)
+        return self._made(parent, name)
 
     def link(self, node: Node, parent: Node, name: bytes, caller: Caller) -> Entry:
         create.link(self.state, node, parent, name)
@@ -165,7 +179,7 @@ class Overlay:
                 return Entry(entry.node, self.getattr(entry.node)), handle
         fd = create.make_open(self.state, parent, name, _kept(flags), mode, caller)
         try:
-            entry = self._entry(parent, name)
+            entry = self._new(parent, name, os.fstat(fd))
         except BaseException:
             os.close(fd)
             raise
@@ -177,18 +191,12 @@ class Overlay:
         """open(2) with O_TMPFILE; `link` gives the file its first name."""
         fd = create.make_nameless(self.state, parent, mode, caller)
         try:
-            status = os.fstat(fd)
-            assert self.state.upper is not None
-            device = self.state.upper.device(status)
-            node = Node(self.state.numbers.number(device, status.st_ino), stat.S_IFREG, None, b"")
-            node.upper, node.upper_ino = True, status.st_ino
-            node.pin = os.dup(fd)
+            entry = self._new(None, b"", os.fstat(fd))
+            entry.node.pin = os.dup(fd)
         except BaseException:
             os.close(fd)
             raise
-        self.state.nodes.add(node)
-        entry = Entry(node, attributes.attributes(self.state, node))
-        return entry, FileHandle(node, flags, FileContent(fd), True)
+        return entry, FileHandle(entry.node, flags, FileContent(fd), True)
 
     def read(self, handle: FileHandle, offset: int, size: int) -> bytes:
         return handles.read(self.state, handle, offset, size)

@@ -157,3 +157,18 @@ def test_a_tree_deeper_than_a_path_may_be(tmp_path: Path) -> None:
             run(overlay.rmdir, above, parent.name, ROOT)
             parent = above
         assert names(overlay) == set()
+
+
+def test_a_new_directory_moved_to_an_old_name_does_not_show_what_was_there(tmp_path: Path) -> None:
+    """Regression: made where nothing lies below it, it was taken for marked opaque already."""
+    (tmp_path / "lower" / "e" / "old").mkdir(parents=True)
+    with union(tmp_path, ["lower"]) as overlay:
+        root = overlay.root
+        run(overlay.rename, root, b"e", root, b"f", 0, ROOT)
+        plain = run(overlay.mkdir, root, b"plain", 0o755, ROOT).node
+        run(overlay.mkdir, plain, b"new", 0o755, ROOT)
+        run(overlay.rename, plain, b"new", root, b"e", 0, ROOT)
+        assert names(overlay, "e") == set()
+        assert names(overlay, "f") == {b"old"}
+    with union(tmp_path, ["lower"]) as overlay:
+        assert names(overlay, "e") == set()
