@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -168,9 +169,11 @@ class Comparison:
         raise Disagreement(f"{subject.name}, after {last}\n  {lines}")
 
     def end(self) -> None:
+        """End every subject, then raise what went wrong with one."""
         os.umask(self._old_umask)
-        for subject in self.subjects:
-            subject.end()
+        with contextlib.ExitStack() as ends:
+            for subject in self.subjects:
+                ends.callback(subject.end)
 
 
 def replay(make: Callable[[], Comparison], operations: Sequence[Operation]) -> str | None:

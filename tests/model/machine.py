@@ -61,6 +61,8 @@ def run_machine(make: Sequence[Make], rules: Rules, operations: int, seed: int) 
             if self.plan.seed not in explained:
                 done = self.comparison.done
                 explained[self.plan.seed] = explain(self.plan, list(make), done)
+                # Said at once: if it fails only sometimes, Hypothesis reports that alone.
+                print(f"{disagreement}\n{explained[self.plan.seed]}")
             text = explained[self.plan.seed]
             raise AssertionError(f"--hypothesis-seed={seed}: {disagreement}\n{text}")
 

@@ -201,9 +201,7 @@ def _of_path(full: bytes) -> Seen:
         target = os.readlink(full)
     elif kind == stat.S_IFDIR:
         listing = list_directory(full)
-    names = os.listxattr(full, follow_symlinks=False)
-    xattrs = {os.fsencode(n): os.getxattr(full, n, follow_symlinks=False) for n in names}
-    return _seen(st, target, content, xattrs, listing)
+    return _seen(st, target, content, _xattrs(full), listing)
 
 
 def of_descriptor(fd: int, readable: bool) -> Seen:
@@ -218,8 +216,18 @@ def of_descriptor(fd: int, readable: bool) -> Seen:
             assert st.st_nlink <= 1, "only a removed directory has no listing"
     elif readable:
         content = _read_all(fd)
-    xattrs = {os.fsencode(n): os.getxattr(fd, n) for n in os.listxattr(fd)}
-    return _seen(st, b"", content, xattrs, listing)
+    return _seen(st, b"", content, _xattrs(fd), listing)
+
+
+def _xattrs(where: bytes | int) -> dict[bytes, bytes]:
+    """All xattrs but XFS's second sight of the ACLs (trusted.SGI_ACL_FILE and _DEFAULT)."""
+    follow = isinstance(where, int)
+    names = map(os.fsencode, os.listxattr(where, follow_symlinks=follow))
+    return {
+        name: os.getxattr(where, name, follow_symlinks=follow)
+        for name in names
+        if not name.startswith(b"trusted.SGI_ACL_")
+    }
 
 
 def list_directory(where: bytes | int) -> list[tuple[bytes, int, int | None]]:

@@ -77,6 +77,8 @@ def plan(seed: int, rules: Rules) -> Plan:
             for entry in layer.values():
                 entry.xattrs.pop(acl.DEFAULT, None)
     kinds = {kind: rules.weights.get(kind, weight) for kind, (weight, _) in KINDS.items()}
+    if chance.random() < 0.3:
+        kinds["rotate"] = 3.0
     if chance.random() < 0.5:
         for kind in chance.sample(sorted(kinds), chance.randint(1, len(kinds) - 8)):
             if kind not in rules.weights:
