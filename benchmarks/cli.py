@@ -154,7 +154,7 @@ def _run(options: argparse.Namespace, command: list[str]) -> int:
     request = Request(
         cells, specs, rounds, limit * 60, options.quick, options.directory, options.json, command
     )
-    guess = min(plan.estimate_s(cells, len(specs), rounds), limit * 60)
+    guess = min(plan.estimate_s(cells, specs, rounds), limit * 60)
     with Progress(rounds) as progress:
         progress.note(
             f"{len(cells)} rows, {len(specs)} subjects, {rounds} rounds: about "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.errors import UserError
 from benchmarks.results import Row
+from benchmarks.subjects import Spec
 from benchmarks.workload import Variant, Workload
 from benchmarks.workloads import WORKLOADS
 
@@ -81,9 +82,15 @@ def _on_bases(bases_of: Callable[[Variant], Sequence[str]]) -> list[Cell]:
     ]
 
 
-def estimate_s(chosen: Sequence[Cell], subjects: int, rounds: int) -> float:
+def estimate_s(chosen: Sequence[Cell], specs: Sequence[Spec], rounds: int) -> float:
     """A guess at the duration of a run, in seconds."""
-    return sum(cell.variant.seconds + MOUNTING_S for cell in chosen) * subjects * rounds
+    seconds = (
+        cell.variant.seconds + MOUNTING_S
+        for cell in chosen
+        for spec in specs
+        if cell.workload.takes(spec)
+    )
+    return sum(seconds) * rounds
 
 
 def _matching(among: Sequence[Cell], words: Sequence[str]) -> list[Cell]:

@@ -24,7 +24,7 @@ from benchmarks.errors import CannotMeasure, UserError
 from benchmarks.forge import Forge, Site
 from benchmarks.mounts import Layers, Mounted, Mounter
 from benchmarks.plan import Cell
-from benchmarks.results import Results, Sample, Skipped
+from benchmarks.results import Results, Sample, Skipped, Subject
 from benchmarks.subjects import Spec
 from benchmarks.workload import Measurement
 
@@ -165,15 +165,21 @@ def _find_subjects(state: _State) -> None:
     for asked in state.request.specs:
         try:
             spec = subjects.locate(asked)
-            with state.mounter.mounted(spec, layers, base) as live:
-                _check_trial(live)
-                state.document.subjects.append(spec.describe(live.command))
+            state.document.subjects.append(_try(state, spec, layers, base))
         except CannotMeasure as reason:
             state.skip(f"subject {asked.label}", str(reason))
         else:
             state.specs.append(spec)
     if not state.specs:
         raise UserError("none of the subjects can be measured here")
+
+
+def _try(state: _State, spec: Spec, layers: Layers, base: Path) -> Subject:
+    if spec.kind == subjects.STORE:
+        return spec.describe([])
+    with state.mounter.mounted(spec, layers, base) as live:
+        _check_trial(live)
+        return spec.describe(live.command)
 
 
 def _first_base(state: _State) -> Path:
@@ -201,11 +207,15 @@ def _check_trial(live: Mounted) -> None:
 
 def _rounds(state: _State) -> None:
     request = state.request
-    state.watcher.begin(len(request.cells) * len(state.specs) * request.rounds)
+    wanted = {spec.label for c in request.cells for spec in state.specs if c.workload.takes(spec)}
+    state.specs = [spec for spec in state.specs if spec.label in wanted]
+    taken = sum(cell.workload.takes(spec) for cell in request.cells for spec in state.specs)
+    state.watcher.begin(taken * request.rounds)
     for number in range(request.rounds):
         for index, cell in enumerate(request.cells):
-            turn = (number + index) % len(state.specs)
-            for spec in [*state.specs[turn:], *state.specs[:turn]]:
+            specs = [spec for spec in state.specs if cell.workload.takes(spec)]
+            turn = (number + index) % max(1, len(specs))
+            for spec in [*specs[turn:], *specs[:turn]]:
                 if time.monotonic() - state.started > request.limit_s:
                     raise _OutOfTime
                 state.watcher.sample(number, f"{cell.key}@{cell.base}", spec.label)

@@ -15,13 +15,16 @@ from benchmarks import commands
 from benchmarks.errors import CannotMeasure, UserError
 from benchmarks.results import Subject
 
-PLAIN, KERNEL, PROGRAM = "plain", "kernel", "program"
+PLAIN, KERNEL, PROGRAM, STORE = "plain", "kernel", "program", "store"
+
+# Programs that keep images and mount nothing: only rows about stores take them.
+STORES = ("skopeo", "umoci")
 
 # What `--subject` may be left out for. The plain directory is the floor and the baseline.
 QUICK = ("plain", "kernel", "fuse-overlayfs", "ours")
-FULL = (*QUICK, "ours,transport=pyfuse3", "ours,transport=device", "ours,timeout=0")
+FULL = (*QUICK, "ours,transport=pyfuse3", "ours,transport=device", "ours,timeout=0", *STORES)
 
-SPELLING = "[LABEL=]plain|kernel|ours|PROGRAM[,MOUNT OPTION...]"
+SPELLING = "[LABEL=]plain|kernel|ours|skopeo|umoci|PROGRAM[,MOUNT OPTION...]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Spec:
         )
 
     def _version(self) -> str:
-        if self.kind != PROGRAM:
+        if self.kind in (PLAIN, KERNEL):
             return f"Linux {os.uname().release}"
         try:
             finished = commands.run([self.program, "--version"], timeout_s=20)
@@ -73,11 +76,11 @@ def parse(text: str) -> Spec:
     if match is None:
         raise UserError(f"--subject {text}: expected {SPELLING}")
     label, what, rest = match[1], match[2], tuple(match[3].split(",")[1:])
-    if what == PLAIN and rest:
-        raise UserError(f"--subject {text}: a plain directory takes no mount options")
-    kind = what if what in (PLAIN, KERNEL) else PROGRAM
-    program = what if kind == PROGRAM else ""
-    name = Path(what).name if kind == PROGRAM else what
+    if what in (PLAIN, *STORES) and rest:
+        raise UserError(f"--subject {text}: {what} takes no mount options")
+    name = Path(what).name
+    kind = what if what in (PLAIN, KERNEL) else STORE if name in STORES else PROGRAM
+    program = "" if kind in (PLAIN, KERNEL) else what
     return Spec(label or ",".join([name, *rest]), kind, program, rest)
 
 
@@ -112,7 +115,7 @@ def locate(spec: Spec) -> Spec:
     """
     if spec.kind == KERNEL and os.geteuid() != 0:
         raise CannotMeasure("mounting the kernel's overlayfs needs root")
-    if spec.kind != PROGRAM:
+    if spec.kind in (PLAIN, KERNEL):
         return spec
     if spec.program == "ours":
         beside = Path(sys.executable).with_name("overlayfs-py")

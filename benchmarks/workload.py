@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from benchmarks.results import Parameter
+from benchmarks.subjects import KERNEL, PROGRAM, STORE, Spec
 
 if TYPE_CHECKING:
     from benchmarks.arena import Arena
@@ -40,6 +41,16 @@ class Variant:
     space: int = 64 << 20
 
 
+def works_in_a_tree(spec: Spec) -> bool:
+    """A mount or the plain directory."""
+    return spec.kind != STORE
+
+
+def mounts(spec: Spec) -> bool:
+    """Something that is mounted."""
+    return spec.kind in (KERNEL, PROGRAM)
+
+
 @dataclass(slots=True)
 class Measurement:
     """One sample: `value` in the unit of its part; the rest as in `results.Sample`."""
@@ -60,7 +71,8 @@ class Workload:
     value names it "". `lay` builds the lower layers below a site and returns their names, top
     first; `measure` takes one sample in a fresh mount and returns a measurement for each part.
     `changes` says whether it changes the tree, so that a plain directory must be copied anew.
-    `mounts_itself` is for those whose subject is the mounting: they get no live mount.
+    `mounts_itself` is for those whose subject is the mounting: they get no live mount. `takes` says
+    which subjects can do it at all; the others are not asked.
     """
 
     name: str
@@ -73,6 +85,7 @@ class Workload:
     axis: str = ""
     changes: bool = True
     mounts_itself: bool = False
+    takes: Callable[[Spec], bool] = works_in_a_tree
 
 
 def integer(parameters: Parameters, name: str) -> int:

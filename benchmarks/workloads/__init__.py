@@ -29,6 +29,10 @@ from benchmarks.workloads import (
     rename_directory,
     rename_file,
     sqlite,
+    store_collect,
+    store_dedupe,
+    store_import,
+    store_mount,
     symlinks,
     unlink_lower,
     unlink_upper,
@@ -72,6 +76,10 @@ MODULES = (
     mount_live,
     many_mounts,
     inode_memory,
+    store_import,
+    store_dedupe,
+    store_mount,
+    store_collect,
     machine,
 )
 

@@ -10,10 +10,8 @@ from contextlib import ExitStack
 
 from benchmarks import processes
 from benchmarks.arena import Arena
-from benchmarks.errors import CannotMeasure
 from benchmarks.forge import Site, numbered
 from benchmarks.mounts import Mounted
-from benchmarks.subjects import PLAIN
 from benchmarks.workload import (
     KIB,
     MILLISECONDS,
@@ -22,6 +20,7 @@ from benchmarks.workload import (
     Variant,
     Workload,
     integer,
+    mounts,
 )
 
 FILES = 100
@@ -34,14 +33,12 @@ def lay(site: Site, parameters: Parameters) -> list[str]:
 
 def measure(arena: Arena, parameters: Parameters) -> dict[str, Measurement]:
     """That many mounts, used, weighed and unmounted."""
-    if arena.spec.kind == PLAIN:
-        raise CannotMeasure("a plain directory is not mounted")
     arena.mounter.end_daemons()
-    mounts = integer(parameters, "mounts")
+    count = integer(parameters, "mounts")
     with ExitStack() as stack:
         live = [
             stack.enter_context(arena.mounter.mounted(arena.spec, arena.layers, arena.place))
-            for _ in range(mounts)
+            for _ in range(count)
         ]
         for mount in live:
             use(mount)
@@ -49,17 +46,17 @@ def measure(arena: Arena, parameters: Parameters) -> dict[str, Measurement]:
         weight = processes.memory(pids)
         seconds = sum(mount.mount_s for mount in live)
         time = Measurement(
-            value=seconds * 1e3 / mounts,
+            value=seconds * 1e3 / count,
             wall_s=seconds,
-            operations=mounts,
+            operations=count,
             daemon_cpu_s=processes.cpu_seconds(pids),
             caller_cpu_s=sum(mount.mount_cpu_s for mount in live),
         )
         memory = Measurement(
-            value=weight.pss / 1024 / mounts,
+            value=weight.pss / 1024 / count,
             wall_s=seconds,
-            operations=mounts,
-            extra={"rss_kib": weight.rss / 1024 / mounts, "processes": float(len(pids))},
+            operations=count,
+            extra={"rss_kib": weight.rss / 1024 / count, "processes": float(len(pids))},
         )
     return {"time": time, "memory": memory}
 
@@ -86,4 +83,5 @@ WORKLOAD = Workload(
     measure=measure,
     axis="mounts",
     mounts_itself=True,
+    takes=mounts,
 )

@@ -5,9 +5,7 @@ What every `podman run` waits for. A daemon that serves many mounts is ended bef
 """
 
 from benchmarks.arena import Arena
-from benchmarks.errors import CannotMeasure
 from benchmarks.forge import Site, numbered
-from benchmarks.subjects import PLAIN
 from benchmarks.workload import (
     MILLISECONDS,
     Measurement,
@@ -15,6 +13,7 @@ from benchmarks.workload import (
     Variant,
     Workload,
     integer,
+    mounts,
     text,
 )
 
@@ -27,8 +26,6 @@ def lay(site: Site, parameters: Parameters) -> list[str]:
 
 def measure(arena: Arena, parameters: Parameters) -> dict[str, Measurement]:
     """One mount, as a command."""
-    if arena.spec.kind == PLAIN:
-        raise CannotMeasure("a plain directory is not mounted")
     if text(parameters, "daemon") == "fresh":
         arena.mounter.end_daemons()
         return {"": mount_once(arena)}
@@ -69,4 +66,5 @@ WORKLOAD = Workload(
     measure=measure,
     axis="layers",
     mounts_itself=True,
+    takes=mounts,
 )
