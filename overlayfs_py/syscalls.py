@@ -131,6 +131,21 @@ def chown_descriptor(fd: int, uid: int, gid: int) -> None:
     os.chown(b"/proc/self/fd/%d" % fd, uid, gid)
 
 
+def chown_opened(fd: int, uid: int, gid: int) -> None:
+    """fchown(2)."""
+    os.fchown(fd, uid, gid)
+
+
+def chmod_opened(fd: int, mode: int) -> None:
+    """fchmod(2)."""
+    os.fchmod(fd, mode)
+
+
+def setxattr_opened(fd: int, name: str | bytes, value: bytes, flags: int = 0) -> None:
+    """fsetxattr(2)."""
+    os.setxattr(fd, name, value, flags)
+
+
 def chmod(dir_fd: int, path: bytes, mode: int) -> None:
     """chmod(2); the last component must be known not to be a symlink."""
     os.chmod(path, mode, dir_fd=None if dir_fd == AT_FDCWD else dir_fd)

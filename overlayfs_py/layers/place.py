@@ -124,3 +124,22 @@ class Pinned:
 
     def link(self, new_fd: int, new: bytes) -> None:
         syscalls.link_descriptor(self.fd, new_fd, new)
+
+
+class Opened(Pinned):
+    """An inode held by a descriptor that is open for reading or writing: no path is walked at all."""
+
+    def chown(self, uid: int, gid: int) -> None:
+        syscalls.chown_opened(self.fd, uid, gid)
+
+    def chmod(self, mode: int) -> None:
+        syscalls.chmod_opened(self.fd, mode)
+
+    def listxattr(self) -> list[str]:
+        return os.listxattr(self.fd)
+
+    def getxattr(self, name: str | bytes) -> bytes:
+        return os.getxattr(self.fd, name)
+
+    def setxattr(self, name: str | bytes, value: bytes, flags: int = 0) -> None:
+        syscalls.setxattr_opened(self.fd, name, value, flags)

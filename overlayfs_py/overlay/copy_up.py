@@ -25,7 +25,7 @@ from layerstore.marks import format_nlink
 from overlayfs_py import syscalls
 from overlayfs_py.errors import OverlayError
 from overlayfs_py.layers.directory import DEVICES_MARK
-from overlayfs_py.layers.place import Named, Place
+from overlayfs_py.layers.place import Named, Opened, Place
 from overlayfs_py.layers.upper import Upper
 from overlayfs_py.overlay import attributes, index
 from overlayfs_py.overlay.faults import Fault
@@ -119,10 +119,10 @@ def _place(
     name = _stage_object(state, upper, node, staged, status)
     place = upper.staged(name)
     try:
-        copy_attributes(state, place, node, status)
+        copy_attributes(state, place if staged is None else Opened(staged.fd), node, status)
         origin = _origin(state, node, status)
         if origin is not None:
-            _mark(place, upper.names.origin, origin)
+            _mark(place if staged is None else Opened(staged.fd), upper.names.origin, origin)
         if metadata_only:
             place.setxattr(upper.names.metacopy, b"")
         if _is_hard_link(state, node, status) and origin is not None:
@@ -134,10 +134,13 @@ def _place(
             upper.discard(name)
     except BaseException:
         # Staged data is worth keeping for the next try only while it is untouched.
-        if staged is None or staged.name:
-            upper.discard(name)
+        if staged is not None:
+            staged.close()
+        upper.discard(name)
         node.staged = None
         raise
+    if staged is not None:
+        staged.close()
     if node.index is not None:
         node.lower_names = set(node.names())
     node.upper = True
@@ -184,11 +187,19 @@ def _stage_object(
 
 def copy_attributes(state: State, place: Place, node: Node, status: os.stat_result) -> None:
     """Owner, xattrs, mode and times of the lower object, in the order in which none undoes another."""
-    attributes.set_owner(state, place, status.st_uid, status.st_gid)
+    if not _owned_as_made(state, status):
+        attributes.set_owner(state, place, status.st_uid, status.st_gid)
     _copy_xattrs(state, place, node)
     if node.kind != stat.S_IFLNK:
         attributes.set_mode(state, place, status.st_mode)
     place.utimens(status.st_atime_ns, status.st_mtime_ns)
+
+
+def _owned_as_made(state: State, status: os.stat_result) -> bool:
+    """Whether a file that was just staged has the owner already."""
+    assert state.upper is not None
+    own = (os.geteuid(), os.getegid())
+    return (status.st_uid, status.st_gid) == own and state.upper.override is None
 
 
 def _copy_xattrs(state: State, place: Place, node: Node) -> None:

@@ -34,6 +34,7 @@ class StagedData:
         self._sync = sync
         self.size = size
         self.name = b""
+        self.fd = -1
         self.work = Shared(self._fill)
 
     def _fill(self) -> None:
@@ -48,18 +49,27 @@ class StagedData:
             if self._sync:
                 os.fsync(fd)
         except BaseException:
+            os.close(fd)
             self._upper.discard(name)
             raise
-        finally:
-            os.close(fd)
-        self.name = name
+        self.name, self.fd = name, fd
 
     @property
     def failed(self) -> bool:
         return self.work.done and not self.name
 
+    def close(self) -> None:
+        """Nothing more is done through the descriptor."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
+
     def drop(self) -> None:
         """The copy is not wanted after all; one that is still being made is cleared at the next mount."""
+        self.close()
         if self.name:
             self._upper.discard(self.name)
             self.name = b""
