@@ -10,16 +10,13 @@ comment, and applying one to every later entry would make the tree differ from t
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 import stat
 import struct
-import urllib.parse
 from collections.abc import Iterator
 from typing import Protocol, cast
 
 from layerstore.errors import SourceInvalid, show
+from layerstore.oci import tar_fields as fields
 
 BLOCK = 512
 CHUNK_SIZE = 1 << 20
@@ -31,7 +28,6 @@ XATTRS_MAX = 256 << 10
 
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12s")
 _ZERO_BLOCK = bytes(BLOCK)
-_OCTAL = re.compile(rb"[0-7]+")
 _REGULAR = b"0\x007"
 _KINDS = {
     b"2": stat.S_IFLNK,
@@ -120,13 +116,17 @@ class TarReader:
         self._label = label
         self._needs_end = needs_end
         self._position = 0
+        self._header_at = 0
         self._remaining = 0  # bytes of the current entry not read yet, padding apart
         self._padding = 0
 
     def __iter__(self) -> Iterator[TarEntry]:
         while True:
             self._skip()
-            entry = self._next_entry()
+            try:
+                entry = self._next_entry()
+            except fields.FieldInvalid as error:
+                raise self._bad(self._header_at, str(error)) from None
             if entry is None:
                 return
             yield entry
@@ -170,7 +170,7 @@ class TarReader:
         pax: dict[bytes, bytes] = {}
         long_name = long_link = None
         while True:
-            offset = self._position
+            offset = self._header_at = self._position
             header = self._read(BLOCK)
             if header == _ZERO_BLOCK or not header:
                 if offset != entry.offset:
@@ -185,14 +185,15 @@ class TarReader:
                 return None
             if len(header) < BLOCK:
                 raise self._bad(offset, "the archive ends inside a header: it was cut short")
-            self._check_sum(header, offset)
+            if not fields.sum_is_right(header):
+                raise self._bad(offset, "this is no tar header, or a damaged one (checksum)")
             kind = header[156:157]
             if kind in b"xXgLK":
                 body = self._meta(header, offset)
                 if kind in b"xX":
-                    pax = self._parse_pax(body, offset)
+                    pax = fields.parse_pax(body)
                 elif kind == b"g":
-                    self._parse_pax(body, offset)
+                    fields.parse_pax(body)
                 elif kind == b"L":
                     long_name = body.split(b"\0", 1)[0]
                 else:
@@ -222,33 +223,23 @@ class TarReader:
         while self._read(CHUNK_SIZE):  # whatever pads the last record counts for the digest
             pass
 
-    def _check_sum(self, header: bytes, offset: int) -> None:
-        digits = header[148:156].split(b"\0", 1)[0].strip(b" ")
-        claimed = int(digits, 8) if _OCTAL.fullmatch(digits) else -1
-        rest = header[:148] + header[156:]
-        total = sum(rest) + 8 * 0x20
-        if total != claimed:
-            signed = total - 256 * sum(byte > 127 for byte in rest)  # old archivers
-            if signed != claimed:
-                raise self._bad(offset, "this is no tar header, or a damaged one (checksum)")
-
     def _fill(self, entry: TarEntry, header: bytes, offset: int) -> None:
         (name, mode, uid, gid, size, mtime, _, _, link) = _HEADER.unpack(header)[:9]
         entry.name = name.split(b"\0", 1)[0]
         entry.link = link.split(b"\0", 1)[0]
-        entry.mode = self._number(mode, offset, "the mode") & 0o7777
-        entry.uid = self._number(uid, offset, "the owner")
-        entry.gid = self._number(gid, offset, "the group")
-        entry.size = self._number(size, offset, "the size")
-        entry.mtime_ns = self._number(mtime, offset, "the time") * 1_000_000_000
+        entry.mode = fields.number(mode, "the mode") & 0o7777
+        entry.uid = fields.number(uid, "the owner")
+        entry.gid = fields.number(gid, "the group")
+        entry.size = fields.number(size, "the size")
+        entry.mtime_ns = fields.number(mtime, "the time") * 1_000_000_000
         if header[257:262] == b"ustar":
             # GNU keeps other things where POSIX keeps the prefix.
             prefix = header[345:500].split(b"\0", 1)[0]
             if prefix and header[257:265] != b"ustar  \0":
                 entry.name = prefix + b"/" + entry.name
             if header[156:157] in b"34":
-                entry.rdev_major = self._number(header[329:337], offset, "the device number")
-                entry.rdev_minor = self._number(header[337:345], offset, "the device number")
+                entry.rdev_major = fields.number(header[329:337], "the device number")
+                entry.rdev_minor = fields.number(header[337:345], "the device number")
 
     def _set_kind(
         self, entry: TarEntry, header: bytes, pax: dict[bytes, bytes], offset: int
@@ -263,7 +254,7 @@ class TarReader:
         elif kind in _REGULAR and not old_directory:
             entry.stored = entry.size
         elif kind == b"S":
-            entry.stored = self._number(header[124:136], offset, "the size")
+            entry.stored = fields.number(header[124:136], "the size")
             if b"size" in pax:
                 entry.stored = entry.size
         elif kind in _KINDS or old_directory:
@@ -288,7 +279,7 @@ class TarReader:
         self._padding = -entry.stored % BLOCK
 
     def _meta(self, header: bytes, offset: int) -> bytes:
-        size = self._number(header[124:136], offset, "the size")
+        size = fields.number(header[124:136], "the size")
         if not 0 <= size <= META_MAX:
             raise self._bad(offset, f"an extended header of {size} bytes is over the limit")
         body = self._read(size + -size % BLOCK)
@@ -298,36 +289,13 @@ class TarReader:
 
     # --- PAX
 
-    def _parse_pax(self, body: bytes, offset: int) -> dict[bytes, bytes]:
-        records: dict[bytes, bytes] = {}
-        # GNU.sparse 0.0 repeats its keys; their order is the map.
-        numbers: list[bytes] = []
-        position = 0
-        while position < len(body) and body[position]:
-            space = body.find(b" ", position, position + 20)
-            digits = body[position:space]
-            if space < 0 or not digits.isdigit():
-                raise self._bad(offset, "a PAX record does not start with its length")
-            end = position + int(digits)
-            equals = body.find(b"=", space, end)
-            if end > len(body) or end <= space + 1 or equals < 0 or body[end - 1] != 0x0A:
-                raise self._bad(offset, "a PAX record does not have the length it says")
-            key, value = body[space + 1 : equals], body[equals + 1 : end - 1]
-            if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
-                numbers.append(value)
-            records[key] = value
-            position = end
-        if numbers:
-            records[b"GNU.sparse.map"] = b",".join(numbers)
-        return records
-
     def _apply_pax(self, entry: TarEntry, pax: dict[bytes, bytes], offset: int) -> None:
         for key, value in pax.items():
             if key.startswith(_SCHILY):
                 entry.xattrs[key[len(_SCHILY) :]] = value
                 continue
             if key.startswith(_LIBARCHIVE):
-                name, content = self._libarchive_xattr(key, value, offset)
+                name, content = fields.libarchive_xattr(key[len(_LIBARCHIVE) :], value)
                 entry.xattrs.setdefault(name, content)
                 continue
             if not value:
@@ -337,22 +305,15 @@ class TarReader:
             elif key == b"linkpath":
                 entry.link = value
             elif key == b"size":
-                entry.size = self._decimal(value, offset, "size")
+                entry.size = fields.decimal(value, "size")
             elif key == b"uid":
-                entry.uid = self._decimal(value, offset, "uid")
+                entry.uid = fields.decimal(value, "uid")
             elif key == b"gid":
-                entry.gid = self._decimal(value, offset, "gid")
+                entry.gid = fields.decimal(value, "gid")
             elif key == b"mtime":
-                entry.mtime_ns = self._time(value, offset)
+                entry.mtime_ns = fields.time_ns(value)
         if sum(len(name) + len(value) for name, value in entry.xattrs.items()) > XATTRS_MAX:
             raise self._bad(offset, f"{show(entry.name)}: more than {XATTRS_MAX} bytes of xattrs")
-
-    def _libarchive_xattr(self, key: bytes, value: bytes, offset: int) -> tuple[bytes, bytes]:
-        name = urllib.parse.unquote_to_bytes(key[len(_LIBARCHIVE) :])
-        try:
-            return name, base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
-        except binascii.Error:
-            raise self._bad(offset, f"the xattr {show(name)} is not valid base64") from None
 
     # --- sparse files
 
@@ -363,16 +324,16 @@ class TarReader:
             self._old_sparse(entry, header, offset)
         elif pax.get(b"GNU.sparse.major") == b"1" and pax.get(b"GNU.sparse.minor") == b"0":
             entry.segments = self._map_in_data(entry, offset)
-            entry.size = self._decimal(pax.get(b"GNU.sparse.realsize", b""), offset, "realsize")
+            entry.size = fields.decimal(pax.get(b"GNU.sparse.realsize", b""), "realsize")
         elif b"GNU.sparse.map" in pax:
             numbers = [
-                self._decimal(number, offset, "sparse map")
+                fields.decimal(number, "sparse map")
                 for number in pax[b"GNU.sparse.map"].split(b",")
                 if number
             ]
             entry.segments = list(zip(numbers[::2], numbers[1::2], strict=False))
             size = pax.get(b"GNU.sparse.size", pax.get(b"GNU.sparse.realsize", b""))
-            entry.size = self._decimal(size, offset, "sparse size")
+            entry.size = fields.decimal(size, "sparse size")
         else:
             return
         if name := pax.get(b"GNU.sparse.name"):
@@ -380,8 +341,8 @@ class TarReader:
         self._check_map(entry, offset)
 
     def _old_sparse(self, entry: TarEntry, header: bytes, offset: int) -> None:
-        segments = self._sparse_fields(header[386:482], offset)
-        entry.size = self._number(header[483:495], offset, "the size of a sparse file")
+        segments = fields.sparse_segments(header[386:482])
+        entry.size = fields.number(header[483:495], "the size of a sparse file")
         more = header[482]
         limit = META_MAX // BLOCK
         while more:
@@ -389,19 +350,9 @@ class TarReader:
             limit -= 1
             if len(block) < BLOCK or not limit:
                 raise self._bad(offset, "the map of a sparse file does not end")
-            segments += self._sparse_fields(block[:504], offset)
+            segments += fields.sparse_segments(block[:504])
             more = block[504]
         entry.segments = segments
-
-    def _sparse_fields(self, fields: bytes, offset: int) -> list[tuple[int, int]]:
-        segments = []
-        for at in range(0, len(fields), 24):
-            if not fields[at] or not fields[at + 12]:
-                break
-            start = self._number(fields[at : at + 12], offset, "a sparse map")
-            length = self._number(fields[at + 12 : at + 24], offset, "a sparse map")
-            segments.append((start, length))
-        return segments
 
     def _map_in_data(self, entry: TarEntry, offset: int) -> list[tuple[int, int]]:
         """The map of PAX sparse format 1.0: decimal numbers, one a line, before the data, padded to
@@ -413,7 +364,7 @@ class TarReader:
         while len(numbers) < wanted:
             line, newline, after = rest.partition(b"\n")
             if newline:
-                numbers.append(self._decimal(line, offset, "sparse map"))
+                numbers.append(fields.decimal(line, "sparse map"))
                 rest = after
                 if len(numbers) == 1:
                     wanted = 1 + 2 * numbers[0]
@@ -439,32 +390,6 @@ class TarReader:
             raise self._bad(
                 offset, f"{show(entry.name)}: the map of a sparse file does not match its sizes"
             )
-
-    # --- numbers
-
-    def _number(self, field: bytes, offset: int, what: str) -> int:
-        if field[0] & 0x80:
-            number = int.from_bytes(field, "big", signed=field[0] == 0xFF)
-            return number if field[0] == 0xFF else number & ((1 << (8 * len(field) - 1)) - 1)
-        digits = field.split(b"\0", 1)[0].strip(b" ")
-        try:
-            return int(digits, 8) if digits else 0
-        except ValueError:
-            raise self._bad(offset, f"{what} is {digits[:20]!r}, not an octal number") from None
-
-    def _decimal(self, value: bytes, offset: int, what: str) -> int:
-        if not value.isdigit() or len(value) > 20:
-            raise self._bad(offset, f"the PAX record {what} is {value[:30]!r}, not a number")
-        return int(value)
-
-    def _time(self, value: bytes, offset: int) -> int:
-        whole, _, fraction = value.partition(b".")
-        negative = whole.startswith(b"-")
-        digits = whole[1:] if negative else whole
-        if not digits.isdigit() or (fraction and not fraction.isdigit()) or len(digits) > 20:
-            raise self._bad(offset, f"the PAX record mtime is {value[:30]!r}, not a time")
-        time_ns = int(digits) * 1_000_000_000 + int((fraction + b"0" * 9)[:9])
-        return -time_ns if negative else time_ns
 
     # --- the stream
 

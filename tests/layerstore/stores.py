@@ -7,7 +7,7 @@ from pathlib import Path
 
 from layerstore.check import check
 from layerstore.collect import objects_of
-from layerstore.store import Store
+from layerstore.store import Image, Store
 from tests.layerstore.archives import Item, folder, hard_link, symlink, tar_of
 
 BASE = tar_of(
@@ -61,3 +61,12 @@ def image_ids(root: Path) -> list[str]:
         return []
     with Store.open(str(root)) as store:
         return [image.id for image in store.images()]
+
+
+def imported(root: Path, source: str, tag: str | None = None) -> Image:
+    """Import into a store that may not be there yet; checks it afterwards."""
+    with Store.open(str(root), create=True) as store:
+        image = store.import_image(source, tag)
+    assert problems(root) == []
+    assert litter(root) == []
+    return image
