@@ -27,8 +27,8 @@ from tests.model.verbs import Verbs
 
 CHANGES = (
     "create tmpfile mkdir mknod symlink link link_descriptor unlink rmdir rename chown "
-    "chown_descriptor chmod truncate utimens utimens_descriptor setxattr removexattr pwrite "
-    "fallocate copy_file_range clone_file"
+    "chown_descriptor chown_opened chmod chmod_opened truncate utimens utimens_descriptor setxattr "
+    "setxattr_opened removexattr pwrite fallocate copy_file_range clone_file"
 )
 
 
