@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cli, results
+from benchmarks import cli, flame, results
 from benchmarks.errors import UserError
 from benchmarks.figures import Figures
 from benchmarks.report import markdown, page, words
@@ -106,3 +106,16 @@ def test_numbers_have_three_digits() -> None:
     assert words.size(4096) == "4 KiB"
     assert words.size(1 << 30) == "1 GiB"
     assert [words.duration(s) for s in (40, 700, 3900)] == ["40 s", "12 min", "1 h 5 min"]
+
+
+def test_a_flame_graph_has_every_wide_frame() -> None:
+    stacks: dict[tuple[str, ...], int] = {
+        ("main (a.py:1)", "work (a.py:2)"): 60,
+        ("main (a.py:1)", "<write> (libc)"): 39,
+    }
+    stacks[("seldom",)] = 1
+    text = flame.draw(stacks, "row & subject")
+    xml.dom.minidom.parseString(text)
+    assert "row &amp; subject, 100 samples" in text
+    assert "main (a.py:1): 99.0 %, itself 0.0 %" in text
+    assert "&lt;write&gt; (libc): 39.0 %, itself 39.0 %" in text

@@ -174,3 +174,17 @@ def test_processor_time_is_exact() -> None:
     assert after is not None
     assert after - before == pytest.approx(0.05, abs=0.02)
     assert processes.cpu_seconds([]) is None
+
+
+def test_stores_are_measured_without_being_mounted(directory: Path) -> None:
+    if shutil.which("umoci") is None:
+        pytest.skip("umoci is not installed")
+    found = run(
+        directory,
+        *("--only", "store-import", "--rounds", "1"),
+        *("--subject", "plain", "--subject", "umoci", "--subject", "kernel"),
+    )
+    assert [entry.what for entry in found.skipped] == []
+    for label in ("plain", "umoci"):
+        assert found.values("store-import.disk@disk", label)[0] > 10_000
+        assert found.values("store-import.time@disk", label)[0] > 0
