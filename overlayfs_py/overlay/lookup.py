@@ -218,9 +218,12 @@ def _walk(layer: Layer, components: list[bytes]) -> tuple[Found | None, bool, li
         directory = stat.S_ISDIR(found.stat.st_mode)
         if not directory and depth < len(components) - 1:
             return None, True, components
-        stop = stop or (directory and found.opaque)
-        if found.redirect is not None:
+        if directory and found.opaque:
+            stop = True
+        elif found.redirect is not None:
             redirect = parse_redirect(found.redirect)
+            # An absolute one leads out from below an opaque directory on the way (ovl_check_redirect()).
+            stop = stop and not redirect.absolute
             tail = components[depth + 1 :]
             head = [] if redirect.absolute else onward[: len(onward) - len(tail) - 1]
             onward = head + list(redirect.components) + tail
