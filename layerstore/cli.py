@@ -186,7 +186,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     print("id:      ", image.id)
     print("tags:    ", ", ".join(image.tags) or "none")
     system = [image.config.get("os"), image.config.get("architecture")]
-    print("platform:", "/".join(str(part) for part in system if part))
+    print("platform:", show("/".join(str(part) for part in system if part)))
     print("source:  ", image.source)
     print("imported:", _when(image))
     print("index:   ", show(image.image_index))

@@ -69,7 +69,14 @@ class ImageInUse(StoreError):
 
 def show(name: bytes | str) -> str:
     """A file's name for a message: on one line and printable, whatever its bytes are."""
-    text = os.fsdecode(name)
-    if text.isprintable():
-        return text
-    return os.fsencode(text).decode("utf-8", "backslashreplace").encode("unicode_escape").decode()
+    return "".join(
+        character if character.isprintable() else _escape(character)
+        for character in os.fsdecode(name)
+    )
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:  # a byte that is no UTF-8
+        return f"\\x{number - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()

@@ -116,19 +116,27 @@ class Refs:
             # A commit is what makes an image visible: it must survive a power cut.
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
-            with self.transaction():
-                (version,) = self._db.execute("PRAGMA user_version").fetchone()
-                if version == 0:
-                    for statement in _SCHEMA.split(";"):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            version = self._version()
+            if version == 0:
+                with self.transaction():
+                    version = self._version() or self._make()
         except sqlite3.DatabaseError as error:
             raise StoreError(f"{show(self._path)}: {error}") from None
-        if version not in (0, SCHEMA_VERSION):
+        if version != SCHEMA_VERSION:
             raise StoreError(
                 f"{show(self._path)}: the store has version {version}, this program knows"
                 f" {SCHEMA_VERSION}: use a newer one"
             )
+
+    def _version(self) -> int:
+        version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
+        return version
+
+    def _make(self) -> int:
+        for statement in _SCHEMA.split(";"):
+            self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        return SCHEMA_VERSION
 
     def close(self) -> None:
         """Close the database."""

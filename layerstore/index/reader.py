@@ -120,6 +120,8 @@ class Index:
             gone = os.fstat(self._fd).st_nlink == 0
         except BlockingIOError:
             gone = True
+        except OSError:  # a filesystem without locks: nobody can keep it from being removed
+            gone = False
         if gone:
             raise StoreError(f"{show(self.path)}: the image is being removed: import it again")
 
@@ -354,14 +356,25 @@ class Index:
             else:
                 high = middle
         start, end = self._block(inode, low)
-        count = self._count(start, end)
+        return self._search(start, end, self._count(start, end), name)
+
+    def _search(self, start: int, end: int, count: int, name: bytes) -> int | None:
+        """`lookup` inside one block. Spelled out, since half of all time here is spent in calls."""
+        data = self._map[start:end]
+        names = count * f.DIRENT_SIZE
         first, last = 0, count
         while first < last:
             middle = (first + last) >> 1
-            found = self._name(start, end, count, middle)
+            at = middle * f.DIRENT_SIZE
+            begin = data[at + 8] | data[at + 9] << 8
+            if middle + 1 < count:
+                found = data[begin : data[at + 20] | data[at + 21] << 8]
+            else:
+                found = data[begin:].split(b"\0", 1)[0]
+            if begin < names or not found:
+                raise self._corrupt(start + at + 8, "the name of an entry")
             if found == name:
-                at = start + f.DIRENT_SIZE * middle
-                return int.from_bytes(self._map[at : at + 8], "little")
+                return int.from_bytes(data[at : at + 8], "little")
             if found < name:
                 first = middle + 1
             else:

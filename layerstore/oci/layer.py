@@ -27,8 +27,12 @@ from layerstore.objects import Staging
 from layerstore.oci.tar import TarEntry, TarReader
 
 INLINE_MAX = 512
-"""Files up to so many bytes live in the index: there they take their size, as objects a block, an
-inode and a sync. Above it, copies in the index of each layer and image outweigh that."""
+"""Files up to so many bytes live in the index, as an object each takes a block, an inode and a sync.
+
+On Debian bookworm with one package: from 64 to 512 bytes 700 objects (3 MB of blocks) go away for
+0.1 MB per index; from 512 to 1024 another 990 (4 MB) for 0.9 MB per index, and there is one for each
+layer and each image.
+"""
 
 _SYMLINK_HOPS_MAX = 40
 """As many as Linux follows in one path."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from layerstore.cli import run
+from layerstore.errors import StoreError
+from layerstore.oci.sources import open_source
 from layerstore.store import Store
 from tests.layerstore.archives import (
     OCI,
@@ -335,3 +341,94 @@ def test_an_index_that_is_not_one(
     # Removed and imported again, all is well.
     assert run(["--root", str(root), "rm", "a"]) == 0
     imported(root, layout_of([BASE, TOP]).archive(tmp_path / "b.tar"))
+
+
+JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-3, 2**70),
+        st.text(max_size=5),
+        st.sampled_from(
+            [f"{OCI}.manifest.v1+json", f"{OCI}.index.v1+json", digest_of(b"{}"), "\n"]
+        ),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2),
+        st.dictionaries(
+            st.sampled_from(
+                [
+                    "manifests",
+                    "digest",
+                    "size",
+                    "mediaType",
+                    "annotations",
+                    "platform",
+                    "os",
+                    "architecture",
+                    "layers",
+                    "config",
+                    "rootfs",
+                    "diff_ids",
+                    "Config",
+                    "Layers",
+                    "RepoTags",
+                    "org.opencontainers.image.ref.name",
+                    "imageLayoutVersion",
+                ]
+            ),
+            inner,
+            max_size=4,
+        ),
+    ),
+    max_leaves=8,
+)
+
+
+@settings(
+    deadline=None,
+    max_examples=150,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.data())
+def test_any_json(tmp_path: Path, data: st.DataObject) -> None:
+    """Whatever the documents of a layout say: an image, or one line."""
+    layout = simple()
+    document = data.draw(st.sampled_from(["layout", "index", "manifest", "config"]))
+    if document == "layout":
+        layout.version = json.dumps(data.draw(JSON))
+    elif document == "index":
+        spoil(data, layout.index)
+    elif document == "manifest":
+        layout = with_manifest(layout, lambda manifest: spoil(data, manifest))
+    else:
+        config = {"rootfs": {"type": "layers", "diff_ids": [digest_of(BASE)]}}
+        spoil(data, config)
+        layout = layout_of([BASE], config=config)
+    shutil.rmtree(tmp_path / "layout", ignore_errors=True)
+    source = layout.directory(tmp_path / "layout")
+    with contextlib.suppress(StoreError), open_source(source, bytes(tmp_path)) as image:
+        for layer in image.layers:
+            layer.open().close()
+    items = [Item("manifest.json", json.dumps(data.draw(JSON)).encode()), Item("c", b"{}")]
+    (tmp_path / "d.tar").write_bytes(tar_of(items))
+    with (
+        contextlib.suppress(StoreError),
+        open_source(f"docker-archive:{tmp_path}/d.tar", bytes(tmp_path)),
+    ):
+        pass
+
+
+def spoil(data: st.DataObject, document: Any) -> None:
+    """Replace something somewhere in a document."""
+    while True:
+        keys = list(document) if isinstance(document, dict) else list(range(len(document)))
+        if not keys:
+            return
+        key = data.draw(st.sampled_from(keys))
+        inner = document[key]
+        if isinstance(inner, dict | list) and inner and data.draw(st.booleans()):
+            document = inner
+            continue
+        document[key] = data.draw(JSON)
+        return
