@@ -87,7 +87,7 @@ def _random_layer(chance: random.Random, names: tuple[bytes, ...], whiteout: str
         form = whiteout
         if (parent and layer[parent].opaque) or len(name) > 250:
             form = "device"
-        layer[path] = entry = _random_entry(chance, kind, form)
+        layer[path] = entry = _random_entry(chance, kind, names, form)
         if entry.is_directory and path.count(b"/") < 3:
             directories.append(path)
         elif entry.mode and not entry.is_directory:
@@ -95,7 +95,9 @@ def _random_layer(chance: random.Random, names: tuple[bytes, ...], whiteout: str
     return layer
 
 
-def _random_entry(chance: random.Random, kind: str, whiteout: str) -> LayerEntry:
+def _random_entry(
+    chance: random.Random, kind: str, names: tuple[bytes, ...], whiteout: str
+) -> LayerEntry:
     base = LayerEntry(
         mode=0,
         uid=chance.choice(generate.IDS),
@@ -105,7 +107,9 @@ def _random_entry(chance: random.Random, kind: str, whiteout: str) -> LayerEntry
     if kind == "whiteout":
         return replace(base, whiteout=whiteout)
     if kind == "symlink":
-        return replace(base, mode=stat.S_IFLNK | 0o777, target=generate.random_target(chance))
+        return replace(
+            base, mode=stat.S_IFLNK | 0o777, target=generate.random_target(chance, names)
+        )
     mode = chance.choice(generate.MODES)
     xattrs = {}
     if chance.random() < 0.3:

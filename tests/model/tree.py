@@ -236,6 +236,12 @@ class Tree:
         for inode in inodes:
             inode.mtime = self._now()
 
+    def _may_touch(self, inode: Inode) -> None:
+        """What updates mtime on some filesystems only."""
+        known = inode.mtime
+        later = known.high is not None and known.high > self.clock_ns
+        inode.mtime = Times(min(known.low, self._now().low), known.high if later else None)
+
     def _attach(self, parent: Inode, name: bytes, inode: Inode) -> None:
         parent.children[name] = inode
         inode.links += 1
@@ -348,6 +354,14 @@ class Tree:
         self._attach(new_parent, new_name, source)
         if flags & RENAME_WHITEOUT:
             self._make(old_parent, old_name, stat.S_IFCHR)
+        for inode in (source, target):
+            if (
+                exchange
+                and inode is not None
+                and inode.is_directory
+                and old_parent is not new_parent
+            ):
+                self._may_touch(inode)  # XFS does
         self._touch(old_parent, new_parent)
 
     def _resolve_parent(self, path: bytes) -> tuple[Inode, bytes, Inode | None]:
@@ -491,9 +505,7 @@ class Tree:
         if size != len(inode.content) or always:
             inode.mtime = self._now()
         else:
-            known = inode.mtime
-            later = known.high is not None and known.high > self.clock_ns
-            inode.mtime = Times(min(known.low, self._now().low), known.high if later else None)
+            self._may_touch(inode)
         inode.drop_privileges()
         del inode.content[size:]
         inode.content.extend(bytes(size - len(inode.content)))
