@@ -136,7 +136,8 @@ def _end(watcher: "subprocess.Popen[bytes]", output: Path) -> None:
         watcher.wait()
     if not output.exists():
         lines = output.with_suffix(".log").read_text(errors="replace").split("\n")
-        reason = next((line for line in lines if line.startswith(("Error", "Reason"))), "no stacks")
+        said = [line for line in lines if line.startswith(("Error", "Reason"))]
+        reason = said[0] if said else "it saw no stacks; is the daemon a Python program?"
         raise CannotMeasure(f"py-spy: {reason}")
 
 

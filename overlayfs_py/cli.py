@@ -6,6 +6,7 @@ Each command imports what it needs itself: a mount must not wait for the imports
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -25,6 +26,7 @@ usage: overlayfs-py [-f] [-d] -o lowerdir=DIR[:DIR...][,upperdir=DIR,workdir=DIR
        overlayfs-py ps [--json]
        overlayfs-py diff [--json] [--lower DIR]... MNT|UPPER
        overlayfs-py which [--json] PATH...
+       overlayfs-py bench run|compare|report ...
 
 Mounts a union of directories, or of the layers of an image in the layer store, and returns once it
 is live.
@@ -72,6 +74,7 @@ def _choose(arguments: list[str]) -> Callable[[list[str]], int]:
         "ps": _ps,
         "diff": _diff,
         "which": _which,
+        "bench": _bench,
     }
     if not arguments or arguments[0] not in commands:
         return _mount_directories
@@ -80,6 +83,18 @@ def _choose(arguments: list[str]) -> Callable[[list[str]], int]:
     if arguments[2:3] == ["-o"] and "lowerdir" in "".join(arguments[3:4]):
         return _mount_directories
     return commands[arguments[0]]
+
+
+def _bench(arguments: list[str]) -> int:
+    """Hand over to the benchmarks, which are a program of their own and import nothing of ours.
+
+    Raises:
+        UserError: this installation has no benchmarks.
+    """
+    if importlib.util.find_spec("benchmarks") is None:
+        raise UserError("bench: not part of this installation; in a checkout: python -m benchmarks")
+    # -P: a directory called benchmarks where the caller stands is not ours.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "benchmarks", *arguments[1:]])
 
 
 class _Arguments(argparse.ArgumentParser):

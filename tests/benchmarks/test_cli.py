@@ -1,9 +1,12 @@
 """Mistakes at the command line: one line, status 1, nothing measured."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import overlayfs_py.cli
 from benchmarks import cli
 
 
@@ -48,3 +51,24 @@ def test_a_missing_library_is_named(
     monkeypatch.setattr(cli, "EXTRA", ("msgspec", "no_such_library"))
     assert cli.main(["compare", "a", "b"]) == 1
     assert "no_such_library not installed: pip install" in capsys.readouterr().err
+
+
+def test_overlayfs_py_bench_is_the_same_program(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks").mkdir()  # not ours: must not be picked up
+    words = ["bench", "run", "--only", "walk/layers=1", "--list"]
+    done = subprocess.run(
+        [sys.executable, "-m", "overlayfs_py", *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert done.stdout.split() == ["walk/layers=1@tmpfs", "walk/layers=1@disk"]
+
+
+def test_an_installation_without_benchmarks_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert overlayfs_py.cli.run(["bench", "run"]) == 1
+    assert "in a checkout: python -m benchmarks" in capsys.readouterr().err
