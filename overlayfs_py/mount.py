@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from layerstore.marks import TRUSTED, USER, Marks
@@ -114,11 +114,11 @@ def _naming(kind: str, path: bytes) -> Iterator[None]:
 def _marks(options: MountOptions) -> Marks:
     userxattr = options.userxattr
     if userxattr is None:
-        userxattr = not _may_write_trusted()
+        userxattr = not _is_admin()
     return USER if userxattr else TRUSTED
 
 
-def _may_write_trusted() -> bool:
+def _is_admin() -> bool:
     """Whether this process may use trusted.* xattrs: CAP_SYS_ADMIN in the initial user namespace
     (xattr(7)).
     """
@@ -152,26 +152,51 @@ class Mount:
         Raises:
             UserError: it cannot be mounted; nothing is left behind.
         """
+        overlay = build(self.options)
+        try:
+            attached = attach.attach(self.mountpoint, self._wishes())
+            try:
+                await self._transport()(overlay, attached, on_live)
+            finally:
+                self._leave(attached)
+        finally:
+            overlay.close()
+
+    def _transport(
+        self,
+    ) -> Callable[[Overlay, attach.Attached, Callable[[], None]], Awaitable[None]]:
+        return self._by_device if self.options.transport == "device" else self._by_pyfuse3
+
+    async def _by_device(
+        self, overlay: Overlay, attached: attach.Attached, on_live: Callable[[], None]
+    ) -> None:
+        from overlayfs_py.wire.device import transport
+        from overlayfs_py.wire.device.verbs import DeviceDispatch
+
+        await transport.serve(
+            DeviceDispatch(overlay, self.options.timeout),
+            attached.fd,
+            acl=not self.options.noacl,
+            read_only=self.options.upperdir is None,
+            passthrough=_is_admin(),
+            on_live=on_live,
+        )
+
+    async def _by_pyfuse3(
+        self, overlay: Overlay, attached: attach.Attached, on_live: Callable[[], None]
+    ) -> None:
         # Imported here: libfuse and its loop are this transport's alone.
         from overlayfs_py.wire import libfuse
         from overlayfs_py.wire.dispatch import Dispatch
         from overlayfs_py.wire.nodes import InodeNumbers
 
-        overlay = build(self.options)
-        try:
-            attached = attach.attach(self.mountpoint, self._wishes())
-            try:
-                await libfuse.serve(
-                    Dispatch(overlay, InodeNumbers(), self.options.timeout),
-                    attached.fd,
-                    acl=not self.options.noacl,
-                    masks_here=attached.masks_here,
-                    on_live=on_live,
-                )
-            finally:
-                self._leave(attached)
-        finally:
-            overlay.close()
+        await libfuse.serve(
+            Dispatch(overlay, InodeNumbers(), self.options.timeout),
+            attached.fd,
+            acl=not self.options.noacl,
+            masks_here=attached.masks_here,
+            on_live=on_live,
+        )
 
     def _wishes(self) -> attach.Wishes:
         options = self.options

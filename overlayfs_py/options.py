@@ -18,7 +18,7 @@ from overlayfs_py.escaping import SELINUX_NAMES, split_lowerdirs, split_options,
 from overlayfs_py.option_words import DROPPED, DROPPED_AT_REMOUNT, REFUSED
 
 PROGRAM = "overlayfs-py"
-TRANSPORTS = ("pyfuse3",)
+TRANSPORTS = ("auto", "device", "pyfuse3")
 
 
 @dataclass(slots=True)

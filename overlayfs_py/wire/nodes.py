@@ -82,6 +82,9 @@ class NodeTable:
     def __len__(self) -> int:
         return len(self._by_id)
 
+    def __contains__(self, id: int) -> bool:
+        return id in self._by_id
+
     def __iter__(self) -> Iterator[Record]:
         return iter(self._by_id.values())
 

@@ -1,0 +1,1 @@
+"""/dev/fuse spoken directly: protocol, negotiation, reader threads, passthrough."""

@@ -1,0 +1,142 @@
+"""Backing files: reads, writes and mappings of an open file go to the real file, within the kernel.
+
+The kernel's rule: all opens of an inode are in passthrough with one backing id, or none is. What an inode's first
+open decides holds until its last open is released. The kernel drops its side of an open before it sends RELEASE,
+so what is known here is never behind it.
+
+Only files that cannot be replaced under an open descriptor qualify: those in the upper, and all of a mount without
+an upper. A lower file of a writable mount may be copied up, and an open in passthrough would stay on the old content.
+
+Not thread safe: under the lock of the mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from overlayfs_py.wire.device.protocol import (
+    BACKING_MAP,
+    DEV_IOC_BACKING_CLOSE,
+    DEV_IOC_BACKING_OPEN,
+    Open,
+)
+
+if TYPE_CHECKING:
+    from overlayfs_py.overlay.handles import FileHandle
+
+log = logging.getLogger(__name__)
+
+
+class _Inode:
+    """The opens of one inode; `backing` 0: through the page cache of the mount."""
+
+    __slots__ = ("backing", "opens", "writers")
+
+    def __init__(self, backing: int) -> None:
+        self.backing = backing
+        self.opens = 0
+        self.writers = 0
+
+
+class Backings:
+    """Which open files of one mount are in passthrough.
+
+    Args:
+        fd: /dev/fuse.
+        read_only: no file of this mount is ever replaced.
+        changed: tells the kernel to ask again for a node's attributes.
+
+    `moving` are the ids of nodes that may change without a request: a shared mapping writes to the
+    backing file, and its size and times with it.
+    """
+
+    def __init__(self, fd: int, *, read_only: bool, changed: Callable[[int], None]) -> None:
+        self._fd = fd
+        self._read_only = read_only
+        self._changed = changed
+        self._inodes: dict[int, _Inode] = {}
+        self._files: dict[int, tuple[int, bool]] = {}
+        self._unfit: set[int] = set()
+        self.moving: set[int] = set()
+        # Inodes whose pages in the mount's own cache may be older than the file.
+        self._bypassed: set[int] = set()
+
+    def opened(self, file: int, node: int, handle: FileHandle, flags: int) -> tuple[int, int]:
+        """Flags and backing id to reply to an open, `flags` being those without passthrough."""
+        inode = self._inodes.get(node)
+        if inode is None:
+            inode = _Inode(self._register(handle))
+            self._inodes[node] = inode
+        inode.opens += 1
+        writes = handle.writable
+        self._files[file] = node, writes
+        if not inode.backing:
+            if node in self._bypassed:
+                self._bypassed.discard(node)
+                flags &= ~Open.KEEP_CACHE
+            return flags, 0
+        self._bypassed.add(node)
+        if writes:
+            inode.writers += 1
+            if node not in self.moving:
+                self.moving.add(node)
+                self._changed(node)
+        return Open.PASSTHROUGH, inode.backing
+
+    def _register(self, handle: FileHandle) -> int:
+        fd = handle.fd
+        if fd is None or not (handle.in_upper or self._read_only):
+            return 0
+        device = os.fstat(fd).st_dev
+        if device in self._unfit:
+            return 0
+        try:
+            # Of a bytearray, fcntl.ioctl gives back what ioctl(2) returned: the id.
+            map = bytearray(BACKING_MAP.pack(fd, 0, 0))
+            return int(fcntl.ioctl(self._fd, DEV_IOC_BACKING_OPEN, map))
+        except OSError as error:
+            self._unfit.add(device)
+            log.info(
+                "files of device %d:%d are not handed to the kernel: %s",
+                os.major(device),
+                os.minor(device),
+                os.strerror(error.errno or errno.EIO),
+            )
+            return 0
+
+    def released(self, file: int) -> None:
+        node, wrote = self._files.pop(file)
+        inode = self._inodes[node]
+        inode.opens -= 1
+        if wrote and inode.backing:
+            inode.writers -= 1
+            if not inode.writers:
+                self.moving.discard(node)
+                self._changed(node)
+        if not inode.opens:
+            del self._inodes[node]
+            if inode.backing:
+                self._close(inode.backing)
+
+    def _close(self, backing: int) -> None:
+        try:
+            fcntl.ioctl(self._fd, DEV_IOC_BACKING_CLOSE, backing.to_bytes(4, "little"))
+        except OSError as error:
+            log.warning("backing id %d cannot be closed: %s", backing, error.strerror)
+
+    def forget(self, node: int) -> None:
+        self._bypassed.discard(node)
+
+    def close(self) -> None:
+        """Let go of every backing file, as at the end of the mount."""
+        for inode in self._inodes.values():
+            if inode.backing:
+                self._close(inode.backing)
+        self._inodes.clear()
+        self._files.clear()
+        self.moving.clear()

@@ -1,0 +1,112 @@
+"""Serves one mount through /dev/fuse: INIT, the session, the end. Runs in the trio thread."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+from collections.abc import Callable
+
+import trio
+
+from overlayfs_py.errors import OverlayError, UserError
+from overlayfs_py.wire.device import negotiate, patience, replies
+from overlayfs_py.wire.device.negotiate import BUFFER_SIZE, Terms, Wanted
+from overlayfs_py.wire.device.passthrough import Backings
+from overlayfs_py.wire.device.protocol import IN_HEADER, Opcode
+from overlayfs_py.wire.device.session import Session
+from overlayfs_py.wire.device.verbs import DeviceDispatch
+
+log = logging.getLogger(__name__)
+
+_INIT_WAIT_S = 30.0
+READERS = 1
+"""One does it while verbs run one at a time; each further one wakes for nothing."""
+
+
+async def serve(
+    dispatch: DeviceDispatch,
+    fuse_fd: int,
+    *,
+    acl: bool,
+    read_only: bool,
+    passthrough: bool,
+    on_live: Callable[[], None],
+    readers: int = READERS,
+    poll_us: int | None = None,
+) -> None:
+    """Answer requests until the mount is gone; ends with every handle released.
+
+    Args:
+        fuse_fd: /dev/fuse, mounted; taken over and closed.
+        acl: the kernel checks POSIX ACLs.
+        read_only: nothing is ever copied up.
+        passthrough: this process may hand files to the kernel (CAP_SYS_ADMIN in the initial user namespace).
+        on_live: called in this thread when requests are being answered.
+        readers: threads that read requests.
+        poll_us: how long one of them looks for the next request before it sleeps; None: as long as it pays.
+
+    Raises:
+        UserError: the kernel speaks a FUSE protocol that is too old.
+    """
+    try:
+        caching = dispatch.timeout_s is None
+        terms = _agree(fuse_fd, Wanted(acl=acl, caching=caching, passthrough=passthrough))
+        log.debug("FUSE 7.%d, %s", terms.minor, terms.flags)
+        await _run(dispatch, fuse_fd, terms, read_only, on_live, readers, patience.poll_us(poll_us))
+    finally:
+        dispatch.close()
+        os.close(fuse_fd)
+
+
+async def _run(
+    dispatch: DeviceDispatch,
+    fd: int,
+    terms: Terms,
+    read_only: bool,
+    on_live: Callable[[], None],
+    readers: int,
+    poll_us: int,
+) -> None:
+    gone = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def ended() -> None:
+        token.run_sync_soon(gone.set)
+
+    session = Session(dispatch, fd, terms, ended, readers=readers, poll_us=poll_us)
+    if terms.passthrough:
+        dispatch.backings = Backings(fd, read_only=read_only, changed=session.node_changed)
+    session.start()
+    try:
+        on_live()
+        await gone.wait()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(session.stop)
+        if dispatch.backings is not None:
+            dispatch.backings.close()
+
+
+def _agree(fd: int, wanted: Wanted) -> Terms:
+    """Answer INIT. The kernel has sent it with the mount, so this does not wait."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while True:
+        if not poll.poll(_INIT_WAIT_S * 1000):
+            raise UserError("the kernel does not begin to talk on /dev/fuse")
+        request = os.read(fd, BUFFER_SIZE)
+        header = IN_HEADER.unpack_from(request)
+        opcode, unique = header[1], header[2]
+        if opcode != Opcode.INIT:
+            os.write(fd, replies.failed(unique, errno.EIO))
+            continue
+        try:
+            terms = negotiate.negotiate(memoryview(request)[IN_HEADER.size :], wanted)
+        except OverlayError as error:
+            os.write(fd, replies.failed(unique, error.errno or errno.EPROTO))
+            raise UserError(str(error)) from None
+        os.write(fd, negotiate.reply(unique, terms))
+        if terms is not None:
+            return terms

@@ -1,0 +1,175 @@
+"""Dispatch with what only this transport carries: packed listings, passthrough, writers known by request.
+
+Like `Dispatch`: request methods give a `Call`; what a call does runs under the mount's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from overlayfs_py.overlay.faults import Fault
+from overlayfs_py.overlay.values import Caller, DirectoryEntry, Entry
+from overlayfs_py.wire.device import replies
+from overlayfs_py.wire.device.passthrough import Backings
+from overlayfs_py.wire.device.protocol import DIRENT, DIRENTPLUS, Open
+from overlayfs_py.wire.device.replies import Timeout
+from overlayfs_py.wire.dispatch import Call, Dispatch, OpenDirectory, WireEntry
+from overlayfs_py.wire.nodes import Counter, Record
+
+if TYPE_CHECKING:
+    from overlayfs_py.overlay.handles import FileHandle
+    from overlayfs_py.overlay.overlay import Overlay
+
+_NEVER = Timeout(0.0)
+_UNTOLD = (0,) * 22
+"""struct fuse_entry_out of `.` and `..`, for which the kernel takes no reference."""
+
+
+class Opened(NamedTuple):
+    """The reply to an open, as fuse_open_out has it; `entry` where the file was made."""
+
+    file: int
+    flags: int
+    backing: int
+    entry: tuple[int, ...] = ()
+
+
+class DeviceDispatch(Dispatch):
+    """The requests of one mount that is served through /dev/fuse.
+
+    `backings` is set once passthrough was agreed.
+    """
+
+    def __init__(self, overlay: Overlay, timeout_s: float | None = None) -> None:
+        super().__init__(overlay, Counter(), timeout_s)
+        self.timeout = Timeout(timeout_s)
+        self.backings: Backings | None = None
+        # Who limits the timeouts expects changes behind our back: pages and listings are not to be trusted.
+        caching = timeout_s is None
+        self._file_flags = Open.KEEP_CACHE if caching else 0
+        self.directory_flags = Open.KEEP_CACHE | Open.CACHE_DIR if caching else 0
+
+    def attribute_timeout(self, id: int) -> Timeout:
+        """How long the kernel may trust the attributes of a node."""
+        if self.backings is not None and id in self.backings.moving:
+            return _NEVER
+        return self.timeout
+
+    def told(self, entry: WireEntry) -> tuple[int, ...]:
+        """struct fuse_entry_out."""
+        return replies.entry_fields(entry, self.timeout, self.attribute_timeout(entry.node_id))
+
+    def forget(self, forgets: Iterable[tuple[int, int]]) -> None:
+        forgets = list(forgets)
+        super().forget(forgets)
+        if self.backings is not None:
+            with self.lock:
+                for id, _ in forgets:
+                    if id not in self._nodes:
+                        self.backings.forget(id)
+
+    # Files
+
+    def open_file(self, id: int, flags: int, caller: Caller) -> Call[Opened]:
+        record = self._node(id)
+
+        def opened(handle: FileHandle) -> Opened:
+            return self._opened(handle, record, caller)
+
+        return Call(self.overlay.open, (record.node, flags, caller), opened, (record,))
+
+    def create_file(
+        self, parent: int, name: bytes, flags: int, mode: int, caller: Caller
+    ) -> Call[Opened]:
+        record = self._node(parent)
+        arguments = (record.node, name, flags, mode, caller)
+        return Call(self.overlay.create, arguments, self._made(caller), (record,))
+
+    def create_nameless(self, parent: int, flags: int, mode: int, caller: Caller) -> Call[Opened]:
+        record = self._node(parent)
+        arguments = (record.node, flags, mode, caller)
+        return Call(self.overlay.tmpfile, arguments, self._made(caller), (record,))
+
+    def _made(self, caller: Caller) -> Callable[[tuple[Entry, FileHandle]], Opened]:
+        def made(result: tuple[Entry, FileHandle]) -> Opened:
+            entry, handle = result
+            told = self._entered(entry)
+            opened = self._opened(handle, self._nodes[told.node_id], caller)
+            return opened._replace(entry=self.told(told))
+
+        return made
+
+    def _opened(self, handle: FileHandle, record: Record, caller: Caller) -> Opened:
+        file = self._add_file(handle, record, caller)
+        if self.backings is None:
+            return Opened(file, self._file_flags, 0)
+        flags, backing = self.backings.opened(file, record.id, handle, self._file_flags)
+        return Opened(file, flags, backing)
+
+    def release_file(self, file: int) -> Call[None]:
+        call = self.release(file)
+        if self.backings is None:
+            return call
+        backings = self.backings
+
+        def released(result: None) -> None:
+            backings.released(file)
+
+        call.finish = released
+        return call
+
+    def write_as(self, file: int, offset: int, data: bytes, writer: Caller | None) -> Call[int]:
+        """Args: writer: for whom setuid and setgid are to be cleared; None if they are not."""
+        opened = self._file(file)
+        arguments = (opened.handle, offset, data, writer)
+        return Call(self.overlay.write, arguments, None, (opened.record,))
+
+    # Directories
+
+    def listing(self, directory: int, offset: int, size: int, plus: bool) -> Call[bytes]:
+        """As many rows from `offset` on as fit into `size` bytes; none at the end.
+
+        Args:
+            plus: each with its entry, counted as a lookup.
+        """
+        opened = self._directory(directory)
+        verb = self._rows_plus if plus else self._rows_plain
+        return Call(verb, (opened, offset, size), None, (opened.record,))
+
+    def _rows_plain(self, opened: OpenDirectory, offset: int, size: int) -> bytes:
+        packed = bytearray()
+        for row in self.overlay.readdir(opened.handle, offset):
+            if len(packed) + DIRENT.size + len(row.name) > size:
+                break
+            packed += DIRENT.pack(row.ino, row.offset, len(row.name), row.type)
+            packed += _padded(row.name)
+        return bytes(packed)
+
+    def _rows_plus(self, opened: OpenDirectory, offset: int, size: int) -> bytes:
+        packed = bytearray()
+        for row, entry in _as_far_as_possible(self.overlay.readdirplus(opened.handle, offset)):
+            if len(packed) + DIRENTPLUS.size + len(row.name) > size:
+                break
+            told = _UNTOLD if entry is None else self.told(self._entered(entry))
+            packed += DIRENTPLUS.pack(*told, row.ino, row.offset, len(row.name), row.type)
+            packed += _padded(row.name)
+        return bytes(packed)
+
+
+def _as_far_as_possible(
+    rows: Iterator[tuple[DirectoryEntry, Entry | None]],
+) -> Iterator[tuple[DirectoryEntry, Entry | None]]:
+    """What is known already goes out; the next request meets the same obstacle first."""
+    first = True
+    try:
+        for row in rows:
+            yield row
+            first = False
+    except (Fault, OSError):
+        if first:
+            raise
+
+
+def _padded(name: bytes) -> bytes:
+    return name + bytes(-len(name) % 8)
