@@ -85,10 +85,9 @@ def _directory(kind: str, path: bytes, marks: Marks, opened: ExitStack) -> Layer
 
 def _image_layers(options: MountOptions, marks: Marks) -> Iterator[Layer]:
     # Imported here: a mount of directories needs nothing of the store.
-    from layerstore.store import Store
-
     from layerstore.errors import StoreError
     from layerstore.index.reader import Index
+    from layerstore.store import Store
     from overlayfs_py.layers.image import ImageLayer
 
     assert options.image is not None
@@ -107,6 +106,8 @@ def _naming(kind: str, path: bytes) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error.filename, (bytes, str)) and os.fsencode(error.filename) != path:
+            kind, path = "", os.fsencode(error.filename)
         where = f"{kind} {os.fsdecode(path)}".strip()
         raise UserError(f"{where} cannot be used: {error.strerror}") from error
 

@@ -53,12 +53,19 @@ class Upper(DirectoryLayer):
     def __init__(self, path: bytes, work: bytes, marks: Marks, *, volatile: bool = False) -> None:
         path, work = os.path.realpath(path), os.path.realpath(work)
         # One clone for both: a rename from one clone to another would be one between filesystems.
-        clone = PrivateMount.of(os.path.commonpath([path, work]), read_only=False)
-        if clone is not None and not (clone.has(path) and clone.has(work)):
-            clone.close()
-            clone = None
-        self._open(path, marks, Tree(path, False, clone), clone)
-        self.work = Tree(work, False, clone)
+        with contextlib.ExitStack() as opened:
+            clone = PrivateMount.of(os.path.commonpath([path, work]), read_only=False)
+            if clone is not None:
+                opened.callback(clone.close)
+                if not (clone.has(path) and clone.has(work)):
+                    opened.close()
+                    clone = None
+            tree = Tree(path, False, clone)
+            opened.callback(tree.close)
+            self.work = Tree(work, False, clone)
+            opened.callback(self.work.close)
+            self._open(path, marks, tree, clone)
+            opened.pop_all()
         self._numbers = itertools.count(1)
         self._volatile = volatile
         self.index_fd = -1
