@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import os
 import random
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from overlayfs_py import syscalls
@@ -195,3 +197,40 @@ def forget_times(tree: Tree) -> Tree:
     for _, inode in tree.walk():
         inode.mtime = Times(-(1 << 62), 1 << 62)
     return tree
+
+
+def crash_everywhere(
+    scratch: str, stack: list[layers.Layer], before: Sequence[Operation], operation: Operation
+) -> int:
+    """Do `before`, then `operation` with a crash before its first change, its second, and so on.
+
+    Returns:
+        How many changes it makes.
+
+    Raises:
+        Disagreement: after one of the crashes the tree was neither the old one nor the new.
+    """
+    for step in itertools.count():
+        old = Tree()
+        layers.merge(stack, old)
+        subject = Verbs(os.fsencode(tempfile.mkdtemp(dir=scratch)), stack, 0)
+        subject.kills_privileges = True
+        try:
+            for earlier in before:
+                perform(old, earlier)
+                perform(subject, earlier)
+            new = copy.deepcopy(old)
+            perform(new, operation)
+            with counted_changes() as fuse:
+                fuse.left = step
+                try:
+                    perform(subject, operation)
+                except Crash:
+                    pass
+                else:
+                    return step
+            mend(subject, fuse, random.Random(step))
+            survivor(subject, operation, forget_times(old), forget_times(new), kernel=True)
+        finally:
+            subject.end()
+    raise AssertionError("unreachable")
