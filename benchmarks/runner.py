@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn, Protocol
+from types import FrameType, TracebackType
+from typing import Protocol, Self
 
 from benchmarks import machine, probe, results, scratch, subjects
 from benchmarks.arena import Arena
@@ -87,13 +87,14 @@ def run(request: Request, watcher: Watcher) -> Results:
         watcher.note(f"cleared {directory}, left by a run that was killed")
     document = _empty(request)
     started = time.monotonic()
-    with _interruptible(), _scratch(request.directory, watcher) as place:
+    with _Interruption() as interruption, _scratch(request.directory, watcher) as place:
         mounter = Mounter(place.path)
         forge = Forge(binary, place.path / "names")
         state = _State(request, watcher, place, forge, mounter, document, started)
         try:
-            _find_subjects(state)
-            _rounds(state)
+            with interruption.let_through():
+                _find_subjects(state)
+                _rounds(state)
             document.complete, document.ended_by = True, "finished"
         except KeyboardInterrupt:
             document.ended_by = "interrupted"
@@ -130,22 +131,48 @@ def _empty(request: Request) -> Results:
     )
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Makes SIGTERM end a run as Ctrl-C does, and lets only the first of both through."""
-    signals = (signal.SIGINT, signal.SIGTERM)
+class _Interruption:
+    """Makes SIGTERM end a run as Ctrl-C does, and neither of them disturb the tidying up.
 
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        for each in signals:
-            signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
+    A signal raises KeyboardInterrupt within `let_through`, once; one that comes before is raised
+    when that begins, one that comes after is not: the run is ending anyway.
+    """
 
-    before = [signal.signal(number, interrupt) for number in signals]
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, before, strict=True):
+    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self._came = False
+        self._open = False
+
+    def __enter__(self) -> Self:
+        self._before = [signal.signal(number, self._handle) for number in self._SIGNALS]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in zip(self._SIGNALS, self._before, strict=True):
             signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._came = True
+        if self._open:
+            self._open = False
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def let_through(self) -> Iterator[None]:
+        """Where a signal may interrupt."""
+        try:
+            self._open = True
+            if self._came:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._open = False
 
 
 @contextmanager

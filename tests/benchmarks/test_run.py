@@ -116,8 +116,9 @@ def test_an_interrupted_run_unmounts_all_and_writes_what_it_has(
 ) -> None:
     output = directory.parent / "result.json"
     process = start(directory, output)
-    process.send_signal(number)
-    process.send_signal(number)
+    for _ in range(5):  # an impatient user: tidying up must not be interrupted
+        process.send_signal(number)
+        time.sleep(0.005)
     assert process.wait(60) == 130
     assert list(directory.iterdir()) == []
     assert scratch.mounts_below(directory) == []
@@ -181,10 +182,10 @@ def test_stores_are_measured_without_being_mounted(directory: Path) -> None:
         pytest.skip("umoci is not installed")
     found = run(
         directory,
-        *("--only", "store-import", "--rounds", "1"),
+        *("--only", "store-import", "--on", "tmpfs", "--rounds", "1"),
         *("--subject", "plain", "--subject", "umoci", "--subject", "kernel"),
     )
     assert [entry.what for entry in found.skipped] == []
     for label in ("plain", "umoci"):
-        assert found.values("store-import.disk@disk", label)[0] > 10_000
-        assert found.values("store-import.time@disk", label)[0] > 0
+        assert found.values("store-import.disk@tmpfs", label)[0] > 10_000
+        assert found.values("store-import.time@tmpfs", label)[0] > 0
