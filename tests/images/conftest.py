@@ -149,8 +149,8 @@ class Engines:
         shutil.rmtree(self._state)
 
 
-@pytest.fixture
-def engines(tmp_path: Path) -> Iterator[Engines]:
-    made = Engines(tmp_path)
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
+    made = Engines(tmp_path_factory.mktemp("engines"))
     yield made
     made.end()
