@@ -15,7 +15,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from layerstore.marks import OCI_WHITEOUT_PREFIX, MarkInvalid, parse_redirect
+from layerstore.marks import OCI_WHITEOUT_PREFIX, MarkInvalid, Redirect, parse_redirect
 from overlayfs_py.errors import OverlayError
 from overlayfs_py.layers.layer import Found, Layer
 from overlayfs_py.overlay import index, merge_dir
@@ -162,22 +162,25 @@ def _follow(
     parent: Node | None,
 ) -> tuple[tuple[Lower, ...], Found | None]:
     """Go on where the redirect of `found` leads: a name beside it, or a path from the root of each layer."""
-    assert found.redirect is not None
     if not state.config.follows_redirects:
         raise OverlayError(
             errno.EPERM, f"refusing to follow the redirect of {found.ref!r}", logging.WARNING
         )
-    try:
-        redirect = parse_redirect(found.redirect)
-    except MarkInvalid as error:
-        raise OverlayError(
-            errno.EINVAL, f"redirect of {found.ref!r}: {error}", logging.WARNING
-        ) from None
+    redirect = _parsed(found)
     if not redirect.absolute:
         name = redirect.components[0]
         mask = merge_dir.positions(state, parent, name) if parent is not None else -1
         return _relative(state, relative_to, name, mask)
     return _absolute(state, roots, list(redirect.components), found)
+
+
+def _parsed(found: Found) -> Redirect:
+    assert found.redirect is not None
+    try:
+        return parse_redirect(found.redirect)
+    except MarkInvalid as error:
+        cause = f"redirect of {found.ref!r}: {error}"
+        raise OverlayError(errno.EINVAL, cause, logging.WARNING) from None
 
 
 def _absolute(
@@ -221,7 +224,7 @@ def _walk(layer: Layer, components: list[bytes]) -> tuple[Found | None, bool, li
         if directory and found.opaque:
             stop = True
         elif found.redirect is not None:
-            redirect = parse_redirect(found.redirect)
+            redirect = _parsed(found)
             # An absolute one leads out from below an opaque directory on the way (ovl_check_redirect()).
             stop = stop and not redirect.absolute
             tail = components[depth + 1 :]

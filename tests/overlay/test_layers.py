@@ -172,3 +172,13 @@ def test_a_new_directory_moved_to_an_old_name_does_not_show_what_was_there(tmp_p
         assert names(overlay, "f") == {b"old"}
     with union(tmp_path, ["lower"]) as overlay:
         assert names(overlay, "e") == set()
+
+
+def test_a_bad_redirect_on_the_way_is_an_error_too(tmp_path: Path) -> None:
+    """Regression: met while following another redirect, it left a traceback."""
+    (tmp_path / "lower" / "a" / "b").mkdir(parents=True)
+    os.setxattr(tmp_path / "lower" / "a", "trusted.overlay.redirect", b"/x//y")
+    (tmp_path / "upper" / "d").mkdir(parents=True)
+    os.setxattr(tmp_path / "upper" / "d", "trusted.overlay.redirect", b"/a/b")
+    with union(tmp_path, ["lower"]) as overlay, refused(errno.EINVAL):
+        run(overlay.lookup, overlay.root, b"d")
