@@ -116,7 +116,7 @@ class Ours(Subject):
     _process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        options = self.options() + (",ro" if self.read_only else "")
+        options = self.options() + (",ro" if self.read_only else "") + f",transport={self.name}"
         command = [sys.executable, "-m", "tests.mounted.serve", options, str(self.mountpoint)]
         log = (self.scratch / "log").open("ab")
         with log:
@@ -150,4 +150,11 @@ class Ours(Subject):
         assert "ERROR" not in said, said
 
 
-SUBJECTS: dict[str, type[Subject]] = {"kernel": Kernel, "pyfuse3": Ours}
+class Device(Ours):
+    """Served through /dev/fuse directly."""
+
+    name = "device"
+    limits = frozenset({"inode_flags"})
+
+
+SUBJECTS: dict[str, type[Subject]] = {"kernel": Kernel, "pyfuse3": Ours, "device": Device}

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from overlayfs_py.errors import OverlayError
+from overlayfs_py.overlay.caller import keeps_setid
 from overlayfs_py.overlay.values import NOW, Attributes, Caller, Changes
 from overlayfs_py.wire.device import protocol, replies
 from overlayfs_py.wire.device.negotiate import WRITE_MAX, Terms
@@ -87,6 +88,7 @@ class Requests:
     def __init__(self, dispatch: DeviceDispatch, terms: Terms) -> None:
         self._dispatch = dispatch
         self._killpriv = terms.killpriv
+        self._capability_removed: tuple[int, int] | None = None
         extended = terms.flags & protocol.Init.SETXATTR_EXT
         self._setxattr_in = protocol.SETXATTR_EXT_IN if extended else protocol.SETXATTR_IN
         self._by_opcode: dict[int, Callable[[Header, memoryview], Prepared]] = {
@@ -250,13 +252,24 @@ class Requests:
             atime_ns=_time(valid, Valid.ATIME, Valid.ATIME_NOW, atime, atime_ns),
             mtime_ns=_time(valid, Valid.MTIME, Valid.MTIME_NOW, mtime, mtime_ns),
         )
-        if changes == Changes() and not self._killpriv:
-            # Without killpriv v2 the kernel works out the new mode and sends it; with it, this is
-            # the order to clear setuid, setgid and capabilities.
+        if changes == Changes() and not self._clears(header):
             return self._getattr(header, body)
         file = fh if valid & Valid.FH else None
         call = self._dispatch.setattr(header.node, changes, header.caller(), file)
         return Prepared(call, self._reply_attributes(header.node))
+
+    def _clears(self, header: Header) -> bool:
+        """Whether a change of nothing is the order to clear setuid, setgid and capabilities.
+
+        Without killpriv v2 the kernel works out the new mode and sends it. With it, one comes as well after a
+        capability was removed for a write (notify_change() is left with ATTR_FORCE), though whoever has CAP_FSETID
+        keeps setuid. A chown to the same owner looks the same there; only for such a caller, and such a file, it
+        leaves setuid.
+        """
+        if not self._killpriv:
+            return False
+        removed, self._capability_removed = self._capability_removed, None
+        return removed != (header.node, header.pid) or not keeps_setid(header.caller())
 
     def _readlink(self, header: Header, body: memoryview) -> Prepared:
         return Prepared(self._dispatch.readlink(header.node), replies.data)
@@ -296,6 +309,8 @@ class Requests:
         name, end, rest = bytes(body).partition(b"\0")
         if not end or rest or not name:
             raise malformed("an xattr without a name")
+        if name == b"security.capability":
+            self._capability_removed = header.node, header.pid
         return Prepared(self._dispatch.removexattr(header.node, name, header.caller()), _done)
 
     # Open files
