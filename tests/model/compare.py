@@ -18,6 +18,9 @@ from tests.model.layers import Layer
 from tests.model.observe import Dialect, Identity, Seen
 from tests.model.tree import OPERATIONS, Times, Tree, Unpredicted
 
+ROTATIONS_MAX = 8
+"""Each adds a lower layer, and mount(2) takes no more than a page of options. Later ones remount."""
+
 
 class Subject(Protocol):
     """Something that carries operations out (methods named as in `tree.OPERATIONS`) and can be
@@ -74,6 +77,7 @@ class Comparison:
         self.stack = stack
         self.done: list[Operation] = []
         self.healthy = True
+        self.rotations = 0
         self.tree = Tree(umask)
         self.tree.clock_ns = time.time_ns()
         layers.merge(stack, self.tree)
@@ -133,6 +137,10 @@ class Comparison:
             subject.remount()
 
     def _rotate(self) -> None:
+        self.rotations += 1
+        if self.rotations > ROTATIONS_MAX:
+            self._remount()
+            return
         self.tree.handles.clear()
         linked = [(path, inode) for path, inode in self.tree.walk() if inode.was_linked]
         for subject in self.subjects:
