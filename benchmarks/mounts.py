@@ -41,6 +41,7 @@ class Mounted:
     mount_s: float = 0.0
     mount_cpu_s: float = 0.0
     pids: list[int] = field(default_factory=list)
+    connection: int = -1  # of FUSE: the minor number of the mount's device
 
     def daemon_cpu_s(self) -> float | None:
         """Processor time that the serving processes have used so far; None where there are none."""
@@ -102,12 +103,18 @@ class Mounter:
         )
         commands.must(finished)
         started = time.perf_counter()
-        os.stat(root)
+        try:
+            connection = os.minor(os.stat(root).st_dev)
+        except OSError as error:
+            raise CannotMeasure(
+                f"{argv[0]} returned, but the mount says {error.strerror}"
+            ) from None
         live_s = time.perf_counter() - started
         if not scratch.is_mounted(root):
             raise CannotMeasure(f"{argv[0]} returned, but nothing is mounted")
         mount = Mounted(spec, root, upper, argv, finished.wall_s + live_s, finished.cpu_s)
         if spec.kind == PROGRAM:
+            mount.connection = connection
             mount.pids = processes.daemons_of(root)
             self._daemons.update((pid, processes.start_time(pid)) for pid in mount.pids)
         return mount
@@ -120,9 +127,8 @@ class Mounter:
 
 
 def _unmount(mount: Mounted) -> None:
-    connection = os.minor(os.stat(mount.root).st_dev)
     scratch.unmount(mount.root)
-    processes.wait_until_released(mount.pids, connection, DAEMON_EXIT_TIMEOUT_S)
+    processes.wait_until_released(mount.pids, mount.connection, DAEMON_EXIT_TIMEOUT_S)
 
 
 def copy_merged(layers: Layers, target: Path) -> None:

@@ -28,7 +28,7 @@ WORKLOAD = Workload(
     title="the machine itself",
     parts={"": MICROSECONDS},
     variants=(
-        Variant({"what": "syscall"}, ("tmpfs",), quick=("tmpfs",), seconds=0.05),
+        Variant({"what": "syscall"}, ("tmpfs",), seconds=0.05),
         Variant({"what": "switch"}, ("tmpfs",), quick=("tmpfs",), seconds=0.1),
     ),
     lay=lay,

@@ -56,7 +56,7 @@ WORKLOAD = Workload(
             ("fresh", 10, ()),
             ("fresh", 100, ()),
             ("fresh", 400, ()),
-            ("running", 1, ("disk",)),
+            ("running", 1, ()),
             ("running", 10, ()),
             ("running", 100, ()),
             ("running", 400, ()),

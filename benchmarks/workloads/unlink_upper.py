@@ -25,7 +25,7 @@ WORKLOAD = Workload(
     family="Names",
     title="unlink an upper file",
     parts={"": MICROSECONDS},
-    variants=(Variant({}, quick=("tmpfs",), seconds=0.4),),
+    variants=(Variant({}, seconds=0.4),),
     lay=lay,
     measure=measure,
 )

@@ -19,6 +19,8 @@ from benchmarks import cli
         (["run", "--json", "x", "--on", "zfs"], "--on zfs: not one of"),
         (["run", "--json", "x", "--subject", ","], "--subject ,: expected"),
         (["run", "--json", "x", "--rounds", "-1"], "must be positive"),
+        (["run", "--json", "x", "--rounds", "0"], "must be positive"),
+        (["run", "--json", "x", "--limit", "0"], "must be positive"),
         (["run", "--json", "x", "--delay", "y:lookup=5"], "no subject is labelled 'y'"),
         (["run", "--json", "x", "--directory", "/no/such"], "cannot work in /no/such"),
         (["run", "--json", "x", "--subject", "/no/such"], "none of the subjects"),

@@ -143,6 +143,37 @@ def test_what_a_living_run_uses_is_left_alone(tmp_path: Path) -> None:
     assert not living.path.exists()
 
 
+DIES = """#!/bin/sh
+fuse-overlayfs -f "$@" & pid=$!
+until [ "$(stat -c %d "$3")" != "$(stat -c %d "$3/..")" ]; do sleep 0.01; done
+if WHEN; then kill -9 $pid; fi
+"""
+
+
+@pytest.mark.parametrize("when", ["at once", "in a sample"])
+def test_a_daemon_that_dies_ends_its_rows_and_not_the_run(
+    directory: Path, tmp_path: Path, when: str
+) -> None:
+    if shutil.which("fuse-overlayfs") is None:
+        pytest.skip("fuse-overlayfs is not installed")
+    program = tmp_path / "dies"
+    # The trial has one layer, the row has ten: the command is run where the layers are.
+    test = "true" if when == "at once" else "[ -e 9 ]"
+    program.write_text(DIES.replace("WHEN", test))
+    program.chmod(0o755)
+    found = run(
+        directory,
+        *("--only", "lookup-hot/layers=10@tmpfs,create@tmpfs", "--rounds", "2"),
+        *("--subject", str(program), "--subject", "plain"),
+    )
+    assert found.complete
+    assert len(found.samples_of("lookup-hot/layers=10@tmpfs", "plain")) == 2
+    assert len(found.samples_of("create@tmpfs", "dies")) == (0 if when == "at once" else 2)
+    what = "subject dies" if when == "at once" else "row lookup-hot/layers=10@tmpfs of dies"
+    (reason,) = [entry.reason for entry in found.skipped if entry.what == what]
+    assert "not connected" in reason or "ENOTCONN" in reason
+
+
 def test_the_daemon_of_a_mount_is_found_and_gone_with_it(tmp_path: Path) -> None:
     if shutil.which("fuse-overlayfs") is None:
         pytest.skip("fuse-overlayfs is not installed")
