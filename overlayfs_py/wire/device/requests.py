@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from overlayfs_py.errors import OverlayError
-from overlayfs_py.overlay.caller import keeps_setid
 from overlayfs_py.overlay.values import NOW, Attributes, Caller, Changes
 from overlayfs_py.wire.device import protocol, replies
+from overlayfs_py.wire.device.killpriv import CAPABILITY, KillOrders
 from overlayfs_py.wire.device.negotiate import WRITE_MAX, Terms
 from overlayfs_py.wire.device.protocol import Opcode, Valid
 from overlayfs_py.wire.device.verbs import DeviceDispatch, Opened
@@ -88,7 +88,7 @@ class Requests:
     def __init__(self, dispatch: DeviceDispatch, terms: Terms) -> None:
         self._dispatch = dispatch
         self._killpriv = terms.killpriv
-        self._capability_removed: tuple[int, int] | None = None
+        self._kill_orders = KillOrders(terms.killpriv)
         extended = terms.flags & protocol.Init.SETXATTR_EXT
         self._setxattr_in = protocol.SETXATTR_EXT_IN if extended else protocol.SETXATTR_IN
         self._by_opcode: dict[int, Callable[[Header, memoryview], Prepared]] = {
@@ -252,24 +252,11 @@ class Requests:
             atime_ns=_time(valid, Valid.ATIME, Valid.ATIME_NOW, atime, atime_ns),
             mtime_ns=_time(valid, Valid.MTIME, Valid.MTIME_NOW, mtime, mtime_ns),
         )
-        if changes == Changes() and not self._clears(header):
+        if changes == Changes() and not self._kill_orders.clears(header.node, header.caller()):
             return self._getattr(header, body)
         file = fh if valid & Valid.FH else None
         call = self._dispatch.setattr(header.node, changes, header.caller(), file)
         return Prepared(call, self._reply_attributes(header.node))
-
-    def _clears(self, header: Header) -> bool:
-        """Whether a change of nothing is the order to clear setuid, setgid and capabilities.
-
-        Without killpriv v2 the kernel works out the new mode and sends it. With it, one comes as well after a
-        capability was removed for a write (notify_change() is left with ATTR_FORCE), though whoever has CAP_FSETID
-        keeps setuid. A chown to the same owner looks the same there; only for such a caller, and such a file, it
-        leaves setuid.
-        """
-        if not self._killpriv:
-            return False
-        removed, self._capability_removed = self._capability_removed, None
-        return removed != (header.node, header.pid) or not keeps_setid(header.caller())
 
     def _readlink(self, header: Header, body: memoryview) -> Prepared:
         return Prepared(self._dispatch.readlink(header.node), replies.data)
@@ -293,6 +280,8 @@ class Requests:
         name, end, rest = bytes(body[protocol.GETXATTR_IN.size :]).partition(b"\0")
         if not end or rest or not name:
             raise malformed("an xattr without a name")
+        if name == CAPABILITY and not size:
+            self._kill_orders.asked(header.node, header.caller())
         call = self._dispatch.getxattr(header.node, name)
         return Prepared(call, lambda unique, value: replies.sized(unique, value, size))
 
@@ -309,8 +298,8 @@ class Requests:
         name, end, rest = bytes(body).partition(b"\0")
         if not end or rest or not name:
             raise malformed("an xattr without a name")
-        if name == b"security.capability":
-            self._capability_removed = header.node, header.pid
+        if name == CAPABILITY:
+            self._kill_orders.removed(header.node, header.caller())
         return Prepared(self._dispatch.removexattr(header.node, name, header.caller()), _done)
 
     # Open files
