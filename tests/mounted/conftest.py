@@ -26,38 +26,48 @@ def subject(
         if directory.stat().st_uid == os.geteuid() and len(directory.parts) > 2:
             directory.chmod(0o755)
     made = SUBJECTS[request.param](scratch)
-    count = sum(
-        item.module is request.module and "slot" in item.fixturenames  # type: ignore[attr-defined]
-        for item in request.session.items
-    )
-    for number in range(count):
-        _prepare(made, number)
+    for place in PLACES:
+        for number in range(_tests_in(request, place)):
+            _prepare(made, place, number)
     made.start()
     yield made
     made.stop()
 
 
-def _prepare(subject: Subject, number: int) -> None:
-    for place in PLACES:
-        name = f"{place}{number}"
-        home = subject.upper if place == "upper" else subject.lower
-        (home / name).mkdir()
-        (home / name).chmod(0o755)
-        fill(home / name)
-        if place == "merged":
-            (subject.upper / name).mkdir()
-            (subject.upper / name).chmod(0o755)
+def _tests_in(request: pytest.FixtureRequest, place: str) -> int:
+    """How many tests of this module take a slot in `place` of this subject."""
+    found = 0
+    for item in request.session.items:
+        assert isinstance(item, pytest.Function)
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if item.module is request.module and parameters.get("subject") == request.param:
+            found += parameters.get("slot") == place
+    return found
+
+
+def _prepare(subject: Subject, place: str, number: int) -> None:
+    name = f"{place}{number}"
+    home = subject.upper if place == "upper" else subject.lower
+    (home / name).mkdir()
+    (home / name).chmod(0o755)
+    fill(home / name)
+    if place == "merged":
+        (subject.upper / name).mkdir()
+        (subject.upper / name).chmod(0o755)
 
 
 @pytest.fixture(scope="module")
-def _numbers() -> Iterator[int]:
-    return iter(range(10**6))
+def _numbers(subject: Subject) -> dict[str, Iterator[int]]:
+    return {place: iter(range(10**6)) for place in PLACES}
 
 
 @pytest.fixture(params=PLACES)
-def slot(request: pytest.FixtureRequest, subject: Subject, _numbers: Iterator[int]) -> Slot:
+def slot(
+    request: pytest.FixtureRequest, subject: Subject, _numbers: dict[str, Iterator[int]]
+) -> Slot:
     """A directory with one object of each kind (see slots)."""
-    return Slot(request.param, subject.mountpoint / f"{request.param}{next(_numbers)}")
+    number = next(_numbers[request.param])
+    return Slot(request.param, subject.mountpoint / f"{request.param}{number}")
 
 
 @pytest.fixture

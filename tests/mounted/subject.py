@@ -95,9 +95,9 @@ class Subject:
 
 class Kernel(Subject):
     name = "kernel"
-    # What it does otherwise than a local filesystem. unlinked_nlink: a lower object that was
-    # removed shows the st_nlink it had.
-    limits = frozenset({"rename_whiteout", "whiteout_device", "unlinked_nlink"})
+    # What it does otherwise than a local filesystem. unlinked_lower: a lower object that was
+    # removed shows the st_nlink it had, and cannot be changed through a descriptor.
+    limits = frozenset({"rename_whiteout", "whiteout_device", "unlinked_lower"})
 
     def start(self) -> None:
         options = self.options() + ",index=on,redirect_dir=on,xino=auto,metacopy=off"
