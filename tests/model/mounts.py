@@ -105,6 +105,13 @@ class Ours(Served):
         assert not loud, "\n".join(loud)
 
 
+class Device(Ours):
+    """The same through /dev/fuse directly."""
+
+    name = "device"
+    options = b"transport=device"
+
+
 class Alternating(Ours, Kernel):
     """Kernel and overlayfs-py in turn on the same directories: each mounts what the other wrote."""
 
