@@ -22,6 +22,7 @@ from benchmarks.results import Base
 PREFIX = "overlayfs-bench-"
 LOOP_BYTES = 12 << 30  # sparse: a 1 GiB lower, its upper and the plain copy, with room
 UNMOUNT_TIMEOUT_S = 10.0
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class Scratch:
@@ -31,13 +32,15 @@ class Scratch:
         """Makes the directory below `parent`. Raises UserError where that is impossible."""
         try:
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).resolve()
+            # The directory itself is locked: it is there until the very end of its removal.
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"cannot work in {parent}: {error.strerror}") from None
         if re.search(rb"[:,\\\s]", os.fsencode(self.path)):
+            os.close(self._lock)
             os.rmdir(self.path)
             raise UserError(f"cannot work in {parent}: mount options need a plain path")
-        self._lock = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._bases: dict[str, tuple[Base, Path] | CannotMeasure] = {}
 
     def base(self, name: str) -> tuple[Base, Path]:
@@ -81,10 +84,9 @@ class Scratch:
         return Base(name, name, f"{name} in a loop file on {filesystem_type(self.path)}"), directory
 
     def _unprivileged_base(self, name: str, directory: Path) -> tuple[Base, Path]:
-        shared_memory = Path("/dev/shm")
-        if name != "tmpfs" or not os.access(shared_memory, os.W_OK):
+        if name != "tmpfs" or not os.access(SHARED_MEMORY, os.W_OK):
             raise CannotMeasure(f"a {name} of its own needs root")
-        place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=shared_memory))
+        place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=SHARED_MEMORY))
         directory.rmdir()
         directory.symlink_to(place)
         return Base(name, "tmpfs", "/dev/shm"), place
@@ -97,14 +99,20 @@ class Scratch:
 
 
 def sweep(parent: Path) -> list[Path]:
-    """Clears the directories below `parent` whose run is no more; returns them."""
+    """Clears the directories below `parent` whose run is no more; returns them.
+
+    Only our own private ones: in a /tmp that all may write to, anyone can make one of that name.
+    """
     swept = []
     for directory in sorted(parent.glob(PREFIX + "*")):
         try:
-            lock = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             continue
         try:
+            status = os.fstat(lock)
+            if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+                continue
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             continue  # its run lives
@@ -125,12 +133,18 @@ def clear(directory: Path) -> list[str]:
         except CannotMeasure as reason:
             left.append(str(reason))
     if not left:
-        outside = [path.resolve() for path in directory.glob("*") if path.is_symlink()]
-        for path in [*outside, directory]:
+        for path in [*_in_shared_memory(directory), directory]:
             shutil.rmtree(path, ignore_errors=True)
             if path.exists():
                 left.append(f"{path} could not be removed")
     return left
+
+
+def _in_shared_memory(directory: Path) -> list[Path]:
+    """What an unprivileged run has outside its directory: a base in /dev/shm, linked from it."""
+    links = [path for path in directory.glob("*") if path.is_symlink()]
+    targets = [Path(os.readlink(link)) for link in links]
+    return [t for t in targets if t.parent == SHARED_MEMORY and t.name.startswith(PREFIX)]
 
 
 def mounts_below(directory: Path) -> list[Path]:

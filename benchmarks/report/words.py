@@ -14,7 +14,9 @@ def number(value: float) -> str:
 
 
 def span(interval: Interval) -> str:
-    """The two ends of an interval."""
+    """The two ends of an interval; one round has none."""
+    if interval.confidence == 0:
+        return "one round"
     return f"{number(interval.low)} to {number(interval.high)}"
 
 

@@ -132,6 +132,7 @@ def test_what_a_killed_run_left_is_cleared_by_the_next(directory: Path) -> None:
     process.kill()
     process.wait()
     assert scratch.mounts_below(directory)
+    (directory / f"{scratch.PREFIX}half-removed").mkdir(0o700)
     run(directory, "--only", ROW, "--subject", "plain", "--rounds", "1")
 
 
@@ -172,6 +173,24 @@ def test_a_daemon_that_dies_ends_its_rows_and_not_the_run(
     what = "subject dies" if when == "at once" else "row lookup-hot/layers=10@tmpfs of dies"
     (reason,) = [entry.reason for entry in found.skipped if entry.what == what]
     assert "not connected" in reason or "ENOTCONN" in reason
+
+
+def test_what_others_put_there_is_not_followed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir(0o700)
+    (precious / "file").touch()
+    (tmp_path / f"{scratch.PREFIX}link").symlink_to(precious)
+    (tmp_path / f"{scratch.PREFIX}open").mkdir()
+    (tmp_path / f"{scratch.PREFIX}open").chmod(0o777)
+    foreign = tmp_path / f"{scratch.PREFIX}foreign"
+    foreign.mkdir(0o700)
+    (foreign / "tmpfs").symlink_to(precious)
+    os.chown(foreign, 65534, 65534)
+    assert scratch.sweep(tmp_path) == []
+    os.chown(foreign, 0, 0)
+    assert scratch.sweep(tmp_path) == [foreign]
+    assert (precious / "file").exists()
+    assert not foreign.exists()
 
 
 def test_the_daemon_of_a_mount_is_found_and_gone_with_it(tmp_path: Path) -> None:
