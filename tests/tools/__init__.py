@@ -1,0 +1,1 @@
+"""The commands in tools/, run as a user runs them."""
