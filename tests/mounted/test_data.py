@@ -5,12 +5,13 @@ from __future__ import annotations
 import mmap
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.mounted.slots import CONTENT, Slot
-from tests.mounted.subject import Subject
+from tests.mounted.subject import SUBJECTS, Subject
 from tests.mounted.users import errno_of
 
 STEPS = 400
@@ -73,17 +74,31 @@ def test_what_was_cut_off_does_not_come_back(slot: Slot) -> None:
     os.close(fd)
 
 
-def test_holes_stay_holes_through_copy_up(slot: Slot, subject: Subject) -> None:
-    home = subject.upper if slot.place == "upper" else subject.lower
-    assert home.exists()
-    with open(slot / "sparse", "wb") as file:
-        file.truncate(64 << 20)
-        file.seek(32 << 20)
-        file.write(b"island")
-    assert os.stat(slot / "sparse").st_blocks < 1000
-    assert errno_of(os.chmod, slot / "sparse", 0o600) == ""
-    with open(slot / "sparse", "rb") as file:
-        assert os.pread(file.fileno(), 8, (32 << 20) - 1) == b"\0island\0"
+@pytest.mark.parametrize("name", list(SUBJECTS))
+def test_a_sparse_file_past_four_gibibytes_keeps_its_holes_through_copy_up(
+    name: str, mounted: Callable[..., Subject]
+) -> None:
+    islands = {5: b"first", 1 << 32: b"second", (5 << 30) - 4: b"last"}
+
+    def prepare(subject: Subject) -> None:
+        with open(subject.lower / "sparse", "wb") as file:
+            for place, data in islands.items():
+                file.seek(place)
+                file.write(data)
+
+    subject = mounted(SUBJECTS[name], prepare)
+    path = subject.mountpoint / "sparse"
+    with open(path, "r+b", buffering=0) as file:
+        file.seek(1 << 31)
+        file.write(b"new")
+    # The kernel copies a MiB at a time.
+    assert (subject.upper / "sparse").stat().st_blocks < 10_000
+    assert path.stat().st_size == (5 << 30)
+    with open(path, "rb", buffering=0) as file:
+        for place, data in {**islands, 1 << 31: b"new"}.items():
+            assert os.pread(file.fileno(), len(data) + 3, place - 1) == (
+                b"\0" + data + (b"\0\0" if place + len(data) < 5 << 30 else b"")
+            )
 
 
 @pytest.mark.parametrize("place", [(1 << 31) - 3, (1 << 32) - 3, (1 << 40) + 5])
