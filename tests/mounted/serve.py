@@ -7,8 +7,8 @@ import os
 import sys
 
 import trio
-from overlayfs_py.mount import Mount
 
+from overlayfs_py.mount import Mount
 from overlayfs_py.options import parse_mount_options
 
 
