@@ -10,6 +10,7 @@ Thread: the one that runs the verbs.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ from overlayfs_py.overlay.node import Node
 from overlayfs_py.overlay.privileges import clear_setid
 from overlayfs_py.overlay.state import State
 from overlayfs_py.overlay.values import Caller, DirectoryEntry, Entry
+
+log = logging.getLogger(__name__)
 
 _SYNC_FLAGS = os.O_SYNC | os.O_DSYNC
 DT_DIR = 4
@@ -279,7 +282,8 @@ def _entries(state: State, node: Node, listing: Listing, offset: int) -> Iterato
 def readdirplus(
     state: State, handle: DirectoryHandle, offset: int
 ) -> Iterator[tuple[DirectoryEntry, Entry | None]]:
-    """The same with what a lookup of each name gives (None for . and ..); names that are gone by now are left out."""
+    """The same with what a lookup of each name gives (None for . and .., and for a name that is damaged); names that
+    are gone by now are left out."""
     listing = handle.rows_from(state, offset)
     return _entries_plus(state, handle.node, listing, offset)
 
@@ -293,13 +297,17 @@ def _entries_plus(
         yield DirectoryEntry(b"..", (node.parent or node).ino, DT_DIR, 2), None
     rows = listing.rows
     for number in range(max(0, offset - 2), len(rows)):
-        name = rows[number][0].name
-        found = resolve(state, node, name)
-        if found is None:
+        row, _ = rows[number]
+        try:
+            found = resolve(state, node, row.name)
+            if found is None:
+                continue
+            child = adopt(state, node, row.name, found)
+            values = attributes.of_lookup(state, child, found.status)
+        except OSError as error:
+            # One damaged entry must not hide the rest of its directory.
+            log.warning("listing %r: %s", row.name, error)
+            yield DirectoryEntry(row.name, row.ino, row.type, number + 3), None
             continue
-        child = adopt(state, node, name, found)
-        values = attributes.of_lookup(state, child, found.status)
-        yield (
-            DirectoryEntry(name, child.ino, child.kind >> 12, number + 3),
-            Entry(child, values),
-        )
+        listed = DirectoryEntry(row.name, child.ino, child.kind >> 12, number + 3)
+        yield listed, Entry(child, values)

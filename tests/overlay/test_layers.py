@@ -182,3 +182,19 @@ def test_a_bad_redirect_on_the_way_is_an_error_too(tmp_path: Path) -> None:
     os.setxattr(tmp_path / "upper" / "d", "trusted.overlay.redirect", b"/a/b")
     with union(tmp_path, ["lower"]) as overlay, refused(errno.EINVAL):
         run(overlay.lookup, overlay.root, b"d")
+
+
+def test_one_damaged_entry_does_not_hide_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / "lower" / name).mkdir(parents=True)
+    (tmp_path / "upper" / "b").mkdir(parents=True)
+    os.setxattr(tmp_path / "upper" / "b", "trusted.overlay.redirect", b"/../x")
+    with union(tmp_path, ["lower"]) as overlay:
+        handle = overlay.opendir(overlay.root)
+        listed = {row.name: entry for row, entry in run(overlay.readdirplus, handle, 0)}
+    assert set(listed) == {b".", b"..", b"a", b"b", b"c"}
+    assert listed[b"b"] is None
+    assert "redirect" in caplog.text
+    caplog.clear()
