@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -191,12 +192,14 @@ class Requests:
         name = name_of(body, protocol.MKNOD_IN.size)
         caller = header.caller(umask)
         device = replies.rdev_of(rdev)
-        return self._entry(self._dispatch.mknod(header.node, name, mode, device, caller))
+        return self._entry(self._dispatch.mknod(header.node, name, mode & _MODE, device, caller))
 
     def _mkdir(self, header: Header, body: memoryview) -> Prepared:
         mode, umask = protocol.take(protocol.MKDIR_IN, body)
         name = name_of(body, protocol.MKDIR_IN.size)
-        return self._entry(self._dispatch.mkdir(header.node, name, mode, header.caller(umask)))
+        return self._entry(
+            self._dispatch.mkdir(header.node, name, mode & _MODE, header.caller(umask))
+        )
 
     def _unlink(self, header: Header, body: memoryview) -> Prepared:
         call = self._dispatch.unlink(header.node, name_of(body), header.caller())
@@ -244,8 +247,10 @@ class Requests:
         (valid, _, fh, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid,
          _) = protocol.take(protocol.SETATTR_IN, body)
         # fmt: on
+        if valid & Valid.SIZE:
+            _in_file(size, 0)
         changes = Changes(
-            mode=mode if valid & Valid.MODE else None,
+            mode=mode & _MODE if valid & Valid.MODE else None,
             uid=uid if valid & Valid.UID else None,
             gid=gid if valid & Valid.GID else None,
             size=size if valid & Valid.SIZE else None,
@@ -272,6 +277,8 @@ class Requests:
         name, end, value = bytes(body[layout.size :]).partition(b"\0")
         if not end or not name or len(value) != size:
             raise malformed("xattr without a name, or of another size")
+        if flags & ~(os.XATTR_CREATE | os.XATTR_REPLACE):
+            raise malformed(f"setxattr with flags {flags:#x}")
         call = self._dispatch.setxattr(header.node, name, value, flags, header.caller())
         return Prepared(call, _done)
 
@@ -313,12 +320,14 @@ class Requests:
         flags, mode, umask, _ = protocol.take(protocol.CREATE_IN, body)
         name = name_of(body, protocol.CREATE_IN.size)
         caller = header.caller(umask)
-        call = self._dispatch.create_file(header.node, name, flags, mode, caller)
+        call = self._dispatch.create_file(header.node, name, flags, mode & _MODE, caller)
         return Prepared(call, self._reply_created, self._undo_opened)
 
     def _tmpfile(self, header: Header, body: memoryview) -> Prepared:
         flags, mode, umask, _ = protocol.take(protocol.CREATE_IN, body)
-        call = self._dispatch.create_nameless(header.node, flags, mode, header.caller(umask))
+        call = self._dispatch.create_nameless(
+            header.node, flags, mode & _MODE, header.caller(umask)
+        )
         return Prepared(call, self._reply_created, self._undo_opened)
 
     def _read(self, header: Header, body: memoryview) -> Prepared:
@@ -416,6 +425,7 @@ class Requests:
 
 
 COPY_MAX = 1 << 30
+_MODE = 0o177777
 _OFFSET_MAX = (1 << 63) - 1
 
 
@@ -427,4 +437,8 @@ def _in_file(offset: int, length: int) -> None:
 def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
     if not valid & given:
         return None
-    return NOW if valid & now else seconds * 1_000_000_000 + nanoseconds
+    if valid & now:
+        return NOW
+    if nanoseconds >= 1_000_000_000:
+        raise malformed(f"a time with {nanoseconds} nanoseconds")
+    return seconds * 1_000_000_000 + nanoseconds
