@@ -81,6 +81,7 @@ class Forge:
         target = layers.directory.with_name(layers.directory.name + ".merged")
         if target not in self._merged.values():
             copy_merged(layers, target)
+            commands.run(["sync", "-f", target])
             self._merged[layers.directory] = target
         return target
 

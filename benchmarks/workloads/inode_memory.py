@@ -7,6 +7,7 @@ inodes of the layers below, and is of the whole machine: measure on a quiet one.
 
 from benchmarks import processes
 from benchmarks.arena import Arena
+from benchmarks.errors import CannotMeasure
 from benchmarks.forge import Site, numbered
 from benchmarks.workload import BYTES, Measurement, Parameters, Variant, Workload, integer
 
@@ -29,9 +30,11 @@ def measure(arena: Arena, parameters: Parameters) -> dict[str, Measurement]:
     gained = processes.memory(arena.mount.pids).pss - daemon.pss
     slab = processes.kernel_slab_bytes() - slab
     files = integer(parameters, "files")
+    if gained + slab <= 0:
+        raise CannotMeasure("less memory is used than before: the machine is too busy to tell")
     return {
         "": Measurement(
-            value=max(1.0, (gained + slab) / files),
+            value=(gained + slab) / files,
             wall_s=walked.wall_s,
             operations=files,
             daemon_cpu_s=walked.daemon_cpu_s,
