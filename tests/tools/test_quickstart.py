@@ -123,15 +123,12 @@ def test_what_is_no_image_is_refused_in_a_line(tool: Tool, tmp_path: Path) -> No
         member = tarfile.TarInfo("oci-layout")
         member.size = 4096
         whole.addfile(member, io.BytesIO(bytes(4096)))
-    whole_bytes = (tmp_path / "cut.tar").read_bytes()
-    (tmp_path / "cut.tar").write_bytes(whole_bytes[:2000])
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "cut.tar").read_bytes()[:2000])
     assert "no such file" in one_line(tool("quickstart", "missing"), "quickstart")
-    assert "tar archive" in one_line(tool("quickstart", "junk"), "quickstart")
-    assert "tar archive" in one_line(tool("quickstart", "cut.tar"), "quickstart")
     assert "--help" in one_line(tool("quickstart", "--frob"), "quickstart")
     assert "--help" in one_line(tool("quickstart", "one", "two"), "quickstart")
-    refused = tool("quickstart", "oci:/nowhere")
-    assert "/nowhere" in one_line(refused, "layerstore")
+    for image in ("junk", "cut.tar", "oci:/nowhere"):
+        assert image.rpartition(":")[2] in one_line(tool("quickstart", image), "layerstore")
     assert not (tmp_path / "cache/overlayfs-py/quickstart").exists()
 
 
