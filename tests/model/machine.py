@@ -15,7 +15,9 @@ from tests.model.runs import Make, Rules, explain, plan
 STEPS = 200
 
 
-def run_machine(make: Sequence[Make], rules: Rules, operations: int, seed: int) -> int:
+def run_machine(
+    make: Sequence[Make], rules: Rules, operations: int, seed: int, steps: int = STEPS
+) -> int:
     """Run random operations until at least `operations` are done; returns how many it were.
 
     A failing sequence is shortened by our own means, on the operations as they were drawn, rather
@@ -75,8 +77,8 @@ def run_machine(make: Sequence[Make], rules: Rules, operations: int, seed: int) 
                     self.comparison.end()
 
     settings = hypothesis.settings(
-        max_examples=-(-operations // STEPS),
-        stateful_step_count=STEPS,
+        max_examples=-(-operations // steps),
+        stateful_step_count=steps,
         deadline=None,
         database=None,
         phases=[hypothesis.Phase.generate],

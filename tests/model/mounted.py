@@ -39,8 +39,13 @@ def unmount(target: bytes) -> None:
             if error.errno != errno.EBUSY:
                 raise
         time.sleep(0.01)
-    _check(_libc.umount2(target, MNT_DETACH))
+    detach(target)
     raise AssertionError(f"{target!r} was still busy when it was unmounted")
+
+
+def detach(target: bytes) -> None:
+    """umount(2), at once for this namespace and in the end for all."""
+    _check(_libc.umount2(target, MNT_DETACH))
 
 
 def renameat2(old: bytes, new: bytes, flags: int) -> None:

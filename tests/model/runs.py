@@ -12,7 +12,7 @@ from tests.model import acl, compare, layers
 from tests.model.compare import Comparison, Disagreement, Subject
 from tests.model.generate import GROWING, KINDS, SHORT_NAMES, Features, Generator, Operation
 from tests.model.layers import WHITEOUT_FORMS, Layer
-from tests.model.mounts import Alternating, FuseOverlayfs, Kernel, Ours
+from tests.model.mounts import Alternating, Device, FuseOverlayfs, Kernel, Ours
 from tests.model.verbs import Verbs
 
 TREE_MAX = 45
@@ -37,7 +37,10 @@ AS_THE_KERNEL = Rules(
 )
 """Without what the kernel's overlayfs refuses or gets wrong (SEMANTICS.md names it)."""
 
-BY_TURNS = replace(AS_THE_KERNEL, weights={"remount": 5})
+SERVED = replace(AS_THE_KERNEL, weights={"remount": 0.5, "rotate": 0.3})
+"""The same where a daemon must be started for every mount, which takes longer than 20 operations."""
+
+BY_TURNS = replace(AS_THE_KERNEL, weights={"remount": 5, "rotate": 0.3})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ def plan(seed: int, rules: Rules) -> Plan:
             for entry in layer.values():
                 entry.xattrs.pop(acl.DEFAULT, None)
     kinds = {kind: rules.weights.get(kind, weight) for kind, (weight, _) in KINDS.items()}
-    if chance.random() < 0.3:
+    if chance.random() < 0.3 and "rotate" not in rules.weights:
         kinds["rotate"] = 3.0
     if chance.random() < 0.5:
         for kind in chance.sample(sorted(kinds), chance.randint(1, len(kinds) - 8)):
@@ -93,6 +96,7 @@ KINDS_OF_SUBJECT: dict[str, Kind] = {
     "fuse-overlayfs": FuseOverlayfs,
     "mounted": Ours,
     "alternating": Alternating,
+    "device": Device,
     "verbs": Verbs,
 }
 

@@ -10,13 +10,14 @@ import argparse
 import ctypes
 import os
 import random
+import re
 import sys
 import tempfile
 import time
 
 from tests.model.compare import Disagreement
 from tests.model.crash import crash_run
-from tests.model.mounted import MS_PRIVATE, MS_REC, mount
+from tests.model.mounted import MS_PRIVATE, MS_REC, detach, mount
 from tests.model.runs import ALL, AS_THE_KERNEL, BY_TURNS, explain, makers, one_run, plan
 from tests.model.scratch import scratch_directory
 
@@ -24,10 +25,24 @@ CLONE_NEWNS = 0x20000
 
 
 def private_mounts() -> None:
-    """Leave the mount namespace, so that a run that is killed leaves nothing mounted."""
+    """Leave the mount namespace, so that a run that is killed leaves nothing mounted.
+
+    What others have mounted below the temporary directory is let go of here: it would live on as
+    long as this process, and their unmounting would not end it.
+    """
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS) != 0:
         raise OSError(ctypes.get_errno(), "unshare")
     mount(b"none", b"/", b"", MS_REC | MS_PRIVATE, b"")
+    temporary = os.fsencode(os.path.realpath(tempfile.gettempdir())) + b"/"
+    with open("/proc/self/mountinfo", "rb") as mounts:
+        places = [re.sub(rb"\\([0-7]{3})", _character, line.split()[4]) for line in mounts]
+    for place in reversed(places):
+        if place.startswith(temporary):
+            detach(place)
+
+
+def _character(escape: re.Match[bytes]) -> bytes:
+    return bytes([int(escape[1], 8)])
 
 
 def main(arguments: list[str] | None = None) -> int:
