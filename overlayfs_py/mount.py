@@ -180,6 +180,7 @@ class Mount:
             acl=not self.options.noacl,
             read_only=self.options.upperdir is None,
             passthrough=_is_admin(),
+            device=attached.device,
             on_live=on_live,
         )
 
