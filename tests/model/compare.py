@@ -9,7 +9,7 @@ import re
 import stat
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 from tests.model import layers, observe
@@ -22,6 +22,10 @@ ROTATIONS_MAX = 8
 """Each adds a lower layer, and mount(2) takes no more than a page of options. Later ones remount."""
 
 
+View = tuple[dict[bytes, Seen], dict[int, Seen]]
+"""What is seen by path, and through descriptors."""
+
+
 class Subject(Protocol):
     """Something that carries operations out (methods named as in `tree.OPERATIONS`) and can be
     looked at."""
@@ -30,7 +34,10 @@ class Subject(Protocol):
     dialect: Dialect
     process_umask: int
 
-    def observe(self) -> tuple[dict[bytes, Seen], dict[int, Seen]]: ...
+    def observe(self) -> View: ...
+    def glance(
+        self, paths: Iterable[bytes], closely: Collection[bytes], slot: int | None
+    ) -> View: ...
     def forget(self, seed: int) -> None: ...
     def remount(self) -> None: ...
     def rotate(self, settle: list[bytes]) -> None: ...
@@ -156,16 +163,26 @@ class Comparison:
 
     def check(self) -> None:
         """Compare all there is to see."""
+        self._compare(lambda subject: subject.observe())
+
+    def glance(self) -> None:
+        """Compare the attributes of everything, and all of what the last operation named."""
+        last = self.done[-1].arguments if self.done else ()
+        named = {argument for argument in last if isinstance(argument, bytes)}
+        named |= {path.rpartition(b"/")[0] for path in named}
+        paths = [path for path, _ in self.tree.walk()]
+        slot = last[0] if last and isinstance(last[0], int) else None
+        self._compare(lambda subject: subject.glance(paths, named, slot))
+
+    def _compare(self, look: Callable[[Subject], View]) -> None:
         for subject, identity in zip(self.subjects, self._identities, strict=True):
             try:
-                seen, held = subject.observe()
+                seen, held = look(subject)
             except Exception:
                 self._fail(subject, ["looking at the tree failed", traceback.format_exc()])
-            unread = {slot for slot, handle in self.tree.handles.items() if not handle.readable}
-            for slot in unread & held.keys():
-                held[slot] = held[slot]._replace(
-                    content=bytes(self.tree.handles[slot].inode.content)
-                )
+            for slot, handle in self.tree.handles.items():
+                if not handle.readable:
+                    held[slot] = held[slot]._replace(content=None)
             problems = observe.differences(self.tree, seen, held, identity, subject.dialect)
             if problems:
                 self._fail(subject, problems)

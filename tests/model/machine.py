@@ -45,10 +45,9 @@ def run_machine(
             drawn = self.plan.draw(self.comparison.generator, random.Random(choice))
             try:
                 total += self.comparison.run(drawn)
+                self.plan.look(self.comparison, len(self.comparison.done))
             except Disagreement as disagreement:
                 self.fail(disagreement)
-            if len(self.comparison.done) % self.plan.check_every == 0:
-                self.check()
 
         def check(self) -> None:
             assert self.comparison is not None

@@ -7,9 +7,11 @@ import errno
 import os
 import shutil
 import time
+from collections.abc import Collection, Iterable
 
 from tests.model import observe
 from tests.model.layers import Layer, write_layer
+from tests.model.observe import Seen
 
 _libc = ctypes.CDLL(None, use_errno=True)
 MS_REMOUNT, MS_REC, MS_PRIVATE = 0x20, 0x4000, 0x40000
@@ -156,12 +158,22 @@ class Mounted(Scratch):
         if os.path.ismount(self.merged):
             self.stop()
 
-    def observe(self) -> tuple[dict[bytes, observe.Seen], dict[int, observe.Seen]]:
+    def observe(self) -> tuple[dict[bytes, Seen], dict[int, Seen]]:
         held = {
             slot: observe.of_descriptor(fd, self.readable[slot])
             for slot, fd in self.handles.items()
         }
         return observe.of_directory(self.merged), held
+
+    def glance(
+        self, paths: Iterable[bytes], closely: Collection[bytes], slot: int | None
+    ) -> tuple[dict[bytes, Seen], dict[int, Seen]]:
+        """Attributes of everything; more of the paths `closely` and of the descriptor `slot`."""
+        held = {
+            number: observe.of_descriptor(fd, self.readable[number], number == slot)
+            for number, fd in self.handles.items()
+        }
+        return observe.glance(self.merged, paths, closely), held
 
     # Operations, as `tree.Tree` has them.
 

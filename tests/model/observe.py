@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tests.model.tree import Inode, Tree
 
@@ -22,9 +22,12 @@ DT_OF_MODE = {
 }
 
 
+Rows = list[tuple[bytes, int, int | None]]
+
+
 class Seen(NamedTuple):
-    """One inode as a subject shows it. `listing` rows are (name, d_ino, DT_* or None where it was
-    not asked)."""
+    """One inode as a subject shows it; None: not looked at. `listing` rows are (name, d_ino, DT_* or
+    None where it was not asked)."""
 
     mode: int
     uid: int
@@ -34,10 +37,10 @@ class Seen(NamedTuple):
     rdev: int
     size: int
     mtime_ns: int
-    target: bytes
-    content: bytes
-    xattrs: dict[bytes, bytes]
-    listing: list[tuple[bytes, int, int | None]]
+    target: bytes | None
+    content: bytes | None
+    xattrs: Any  # dict[bytes, bytes]
+    listing: Any  # Rows
 
 
 @dataclass(slots=True)
@@ -115,7 +118,8 @@ def differences(
             problems.append(f"slot {slot}: fstat says {row.ino}, its name {live[inode.number].ino}")
         live.setdefault(inode.number, row)
         problems += [f"slot {slot}: {text}" for text in _wrong(inode, row, now_ns, dialect)]
-        if inode.is_directory and {name for name, *_ in row.listing} != set(inode.children):
+        listed = None if row.listing is None else {name for name, *_ in row.listing}
+        if inode.is_directory and listed is not None and listed != set(inode.children):
             problems.append(f"slot {slot}: lists {row.listing}, not {sorted(inode.children)}")
     if dialect.stable_ino:
         problems += identity.problems(live)
@@ -128,9 +132,11 @@ def _wrong(inode: Inode, row: Seen, now_ns: int, dialect: Dialect) -> Iterator[s
         ("uid", row.uid, inode.uid),
         ("gid", row.gid, inode.gid),
         ("rdev", row.rdev, inode.rdev),
-        ("target", row.target[:80], inode.target[:80]),
-        ("xattrs", row.xattrs, inode.xattrs),
     ]
+    if row.target is not None:
+        fields.append(("target", row.target[:80], inode.target[:80]))
+    if row.xattrs is not None:
+        fields.append(("xattrs", row.xattrs, inode.xattrs))
     if not inode.is_directory:
         fields.append(("size", row.size, inode.size))
     if inode.is_directory:
@@ -145,7 +151,7 @@ def _wrong(inode: Inode, row: Seen, now_ns: int, dialect: Dialect) -> Iterator[s
     for name, value, wanted in fields:
         if value != wanted:
             yield f"{name} is {value!r}, should be {wanted!r}"
-    if row.content != inode.content:
+    if row.content is not None and row.content != inode.content:
         at = next(
             (i for i, (a, b) in enumerate(zip(row.content, inode.content, strict=False)) if a != b),
             min(len(row.content), len(inode.content)),
@@ -159,6 +165,8 @@ def _wrong(inode: Inode, row: Seen, now_ns: int, dialect: Dialect) -> Iterator[s
 def _wrong_listing(
     path: bytes, inode: Inode, row: Seen, seen: dict[bytes, Seen], dialect: Dialect
 ) -> Iterator[str]:
+    if row.listing is None:
+        return
     names = [name for name, *_ in row.listing]
     if sorted(names) != sorted(inode.children):
         yield f"lists {sorted(names)!r}, should be {sorted(inode.children)!r}"
@@ -173,16 +181,27 @@ def _wrong_listing(
             yield f"d_type of {name!r} is {kind}, its mode {child.mode:o}"
 
 
-def of_directory(root: bytes, deep: bool = True) -> dict[bytes, Seen]:
-    """What system calls show below `root`, by path; the root itself is b"". Not `deep`: no
-    content, no xattrs."""
+def glance(root: bytes, paths: Iterable[bytes], closely: Collection[bytes]) -> dict[bytes, Seen]:
+    """lstat(2) of those of `paths` that exist; of those in `closely` everything."""
+    result: dict[bytes, Seen] = {}
+    for path in paths:
+        full = root + b"/" + path if path else root
+        try:
+            result[path] = _of_path(full) if path in closely else _seen(os.lstat(full))
+        except FileNotFoundError:
+            continue
+    return result
+
+
+def of_directory(root: bytes) -> dict[bytes, Seen]:
+    """What system calls show below `root`, by path; the root itself is b""."""
     result: dict[bytes, Seen] = {}
     pending = [b""]
     while pending:
         path = pending.pop()
         full = root + b"/" + path if path else root
         row = result[path] = _of_path(full)
-        pending.extend(path + b"/" + name if path else name for name, *_ in row.listing)
+        pending.extend(path + b"/" + name if path else name for name, *_ in row.listing or ())
     return result
 
 
@@ -190,7 +209,7 @@ def _of_path(full: bytes) -> Seen:
     st = os.lstat(full)
     kind = stat.S_IFMT(st.st_mode)
     content = target = b""
-    listing: list[tuple[bytes, int, int | None]] = []
+    listing: Rows = []
     if kind == stat.S_IFREG:
         fd = os.open(full, os.O_RDONLY | os.O_NOFOLLOW)
         try:
@@ -204,11 +223,13 @@ def _of_path(full: bytes) -> Seen:
     return _seen(st, target, content, _xattrs(full), listing)
 
 
-def of_descriptor(fd: int, readable: bool) -> Seen:
+def of_descriptor(fd: int, readable: bool, closely: bool = True) -> Seen:
     """The same of an open file; content only if it was opened to be read."""
     st = os.fstat(fd)
+    if not closely:
+        return _seen(st)
     content = b""
-    listing: list[tuple[bytes, int, int | None]] = []
+    listing: Rows = []
     if stat.S_ISDIR(st.st_mode):
         try:
             listing = list_directory(fd)
@@ -230,8 +251,8 @@ def _xattrs(where: bytes | int) -> dict[bytes, bytes]:
     }
 
 
-def list_directory(where: bytes | int) -> list[tuple[bytes, int, int | None]]:
-    rows: list[tuple[bytes, int, int | None]] = []
+def list_directory(where: bytes | int) -> Rows:
+    rows: Rows = []
     with os.scandir(where) as entries:
         for entry in entries:
             kind = None
@@ -256,10 +277,10 @@ def _read_all(fd: int) -> bytes:
 
 def _seen(
     st: os.stat_result,
-    target: bytes,
-    content: bytes,
-    xattrs: dict[bytes, bytes],
-    listing: list[tuple[bytes, int, int | None]],
+    target: bytes | None = None,
+    content: bytes | None = None,
+    xattrs: dict[bytes, bytes] | None = None,
+    listing: Rows | None = None,
 ) -> Seen:
     return Seen(
         st.st_mode,

@@ -57,6 +57,13 @@ class Plan:
     def comparison(self, make: Iterable[Make]) -> Comparison:
         return Comparison(self.stack, list(make), self.features, self.umask)
 
+    def look(self, comparison: Comparison, at: int) -> None:
+        """Compare after operation number `at`: attributes always, all of it at times."""
+        if at % self.check_every == 0:
+            comparison.check()
+        else:
+            comparison.glance()
+
     def draw(self, generator: Generator, chance: random.Random) -> Operation:
         kind = chance.choices(list(self.kinds), list(self.kinds.values()))[0]
         if kind in GROWING and sum(1 for _ in generator.tree.walk()) >= TREE_MAX:
@@ -86,7 +93,7 @@ def plan(seed: int, rules: Rules) -> Plan:
         for kind in chance.sample(sorted(kinds), chance.randint(1, len(kinds) - 8)):
             if kind not in rules.weights:
                 del kinds[kind]
-    return Plan(seed, stack, umask, chance.choice([1, 1, 5, 20]), features, kinds)
+    return Plan(seed, stack, umask, chance.choice([5, 10, 20]), features, kinds)
 
 
 Kind = Callable[[bytes, list[Layer], int], Subject]
@@ -122,8 +129,7 @@ def one_run(plan: Plan, make: list[Make], length: int) -> tuple[list[Operation],
         comparison.check()
         for at in range(length):
             comparison.run(plan.draw(comparison.generator, chance))
-            if at % plan.check_every == 0:
-                comparison.check()
+            plan.look(comparison, at)
         comparison.check()
     except Disagreement as disagreement:
         return comparison.done, str(disagreement)

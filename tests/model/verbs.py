@@ -11,7 +11,7 @@ import errno
 import os
 import random
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -533,10 +533,15 @@ class Verbs(Scratch):
         while pending:
             path, dentry = pending.pop()
             row = seen[path] = self._seen(dentry.positive, None)
-            for name, *_ in row.listing:
+            for name, *_ in row.listing or ():
                 below = path + b"/" + name if path else name
                 pending.append((below, self._child(dentry, name)))
         return seen, held
+
+    def glance(
+        self, paths: Iterable[bytes], closely: Collection[bytes], slot: int | None
+    ) -> tuple[dict[bytes, Seen], dict[int, Seen]]:
+        return self.observe()
 
     def _seen(self, node: Node, file: OpenFile | None) -> Seen:
         handle = file.handle if file else None
