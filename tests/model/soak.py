@@ -18,7 +18,7 @@ import time
 from tests.model.compare import Disagreement
 from tests.model.crash import crash_run
 from tests.model.mounted import MS_PRIVATE, MS_REC, detach, mount
-from tests.model.runs import ALL, AS_THE_KERNEL, BY_TURNS, explain, makers, one_run, plan
+from tests.model.runs import ALL, AS_THE_KERNEL, BY_TURNS, SERVED, explain, makers, one_run, plan
 from tests.model.scratch import scratch_directory
 
 CLONE_NEWNS = 0x20000
@@ -72,6 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     rules = ALL
     if "alternating" in subjects:
         rules = BY_TURNS
+    elif "mounted" in subjects:
+        rules = SERVED
     elif chosen.crash or "kernel" in subjects:
         rules = AS_THE_KERNEL
     while total < chosen.operations:
