@@ -19,6 +19,8 @@ from overlayfs_py.option_words import DROPPED, DROPPED_AT_REMOUNT, REFUSED
 
 PROGRAM = "overlayfs-py"
 TRANSPORTS = ("auto", "device", "pyfuse3")
+TRANSPORT_DEFAULT = "device"
+"""What `auto` stands for: it runs wherever FUSE does, from Linux 5.4 on."""
 
 
 @dataclass(slots=True)
@@ -65,7 +67,7 @@ class MountOptions:
     kernel_flags: list[str] = field(default_factory=list)
     propagation: list[str] = field(default_factory=list)
     selinux: dict[str, str] = field(default_factory=dict)
-    transport: str = "pyfuse3"
+    transport: str = TRANSPORT_DEFAULT
     auto_unmount: bool = False
     remount: bool = False
     debug: bool = False
@@ -417,7 +419,8 @@ def _performance(parser: _Parser, name: str, value: str | None) -> None:
 
 
 def _transport(parser: _Parser, name: str, value: str | None) -> None:
-    parser.options.transport = _choice(name, value, TRANSPORTS)
+    chosen = _choice(name, value, TRANSPORTS)
+    parser.options.transport = TRANSPORT_DEFAULT if chosen == "auto" else chosen
 
 
 def _off_only(reason: str, off: tuple[str, ...]) -> _Handler:

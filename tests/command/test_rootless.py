@@ -28,6 +28,7 @@ import os, sys, subprocess
 import overlayfs_py.cli, overlayfs_py.client, overlayfs_py.daemon, overlayfs_py.loop
 import overlayfs_py.journal, overlayfs_py.processes, overlayfs_py.remount, overlayfs_py.unmount
 import overlayfs_py.inspect.diff, overlayfs_py.wire.libfuse, overlayfs_py.wire.nodes, trio
+import overlayfs_py.wire.device.transport, overlayfs_py.wire.device.verbs
 os.setgroups([])
 os.setresgid({USER}, {USER}, {USER})
 os.setresuid({USER}, {USER}, {USER})
