@@ -51,6 +51,25 @@ class FileContent:
             raise NotCached
         return bytes(buffer) if count == size else bytes(buffer[:count])
 
+    def pread_cached_into(self, buffer: memoryview, offset: int) -> int:
+        """The same into a buffer; returns how much there was.
+
+        Raises:
+            NotCached: it needs a disk.
+        """
+        assert self.fd is not None
+        if not self._nowait:
+            raise NotCached
+        try:
+            count = os.preadv(self.fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL):
+                raise NotCached from None
+            raise
+        if count < len(buffer) and offset + count < os.fstat(self.fd).st_size:
+            raise NotCached
+        return count
+
     def close(self) -> None:
         assert self.fd is not None
         os.close(self.fd)

@@ -129,6 +129,17 @@ def read(state: State, handle: FileHandle, offset: int, size: int) -> bytes:
         raise Fault(lambda: content.pread(size, offset), answer=True) from None
 
 
+def read_into(state: State, handle: FileHandle, offset: int, buffer: memoryview) -> int | None:
+    """The same into a buffer, which spares large reads two copies; None where that cannot be done at once."""
+    content = _current(state, handle)
+    if not isinstance(content, FileContent):
+        return None
+    try:
+        return content.pread_cached_into(buffer, offset)
+    except NotCached:
+        return None
+
+
 def _file(handle: FileHandle) -> int:
     if handle.content.fd is None:
         raise OverlayError(errno.EBADF)

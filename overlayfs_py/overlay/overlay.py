@@ -201,6 +201,10 @@ class Overlay:
     def read(self, handle: FileHandle, offset: int, size: int) -> bytes:
         return handles.read(self.state, handle, offset, size)
 
+    def read_into(self, handle: FileHandle, offset: int, buffer: memoryview) -> int | None:
+        """`read` into a buffer; returns how much there was, None if only `read` can tell."""
+        return handles.read_into(self.state, handle, offset, buffer)
+
     def write(
         self, handle: FileHandle, offset: int, data: bytes, caller: Caller | None = None
     ) -> int:

@@ -197,6 +197,9 @@ class MemoryOverlay:
         self._begin("read", offset, size)
         return bytes(handle.node.data[offset : offset + size])
 
+    def read_into(self, handle: MemoryHandle, offset: int, buffer: memoryview) -> int | None:
+        return None
+
     def write(self, handle: MemoryHandle, offset: int, data: bytes, caller: Caller) -> int:
         self._begin("write", offset, data, caller)
         content = handle.node.data

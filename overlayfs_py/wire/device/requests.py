@@ -21,7 +21,7 @@ from overlayfs_py.wire.device.protocol import Opcode, Valid
 from overlayfs_py.wire.device.verbs import DeviceDispatch, Opened
 from overlayfs_py.wire.dispatch import Call, WireEntry
 
-Reply = bytes | list[bytes]
+Reply = bytes | memoryview | list[bytes]
 
 
 class Header(NamedTuple):

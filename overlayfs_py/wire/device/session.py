@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from overlayfs_py.overlay.faults import RESTARTS_MAX, Fault
 from overlayfs_py.wire.device import protocol, replies
-from overlayfs_py.wire.device.negotiate import BUFFER_SIZE, Terms
+from overlayfs_py.wire.device.negotiate import BUFFER_SIZE, WRITE_MAX, Terms
 from overlayfs_py.wire.device.notify import Notifier
 from overlayfs_py.wire.device.patience import Patience
 from overlayfs_py.wire.device.protocol import FORGET_ONE, IN_HEADER, NO_REPLY, Opcode
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOOKUP, _GETATTR = int(Opcode.LOOKUP), int(Opcode.GETATTR)
-_FREQUENT = frozenset({_LOOKUP, _GETATTR})
+_READ = int(Opcode.READ)
+_FREQUENT = frozenset({_LOOKUP, _GETATTR, _READ})
 _SIGKILL_BIT = 1 << 8
 
 
@@ -72,6 +73,10 @@ class Session:
         os.set_blocking(fd, False)
         self._notifier = Notifier(fd)
         self._fds = [fd, *(_clone(fd) for _ in range(readers - 1))]
+        # One reply with data per reader; its pages stay, which a fresh buffer of this size would not.
+        self._out = {
+            fd: memoryview(bytearray(protocol.OUT_HEADER.size + WRITE_MAX)) for fd in self._fds
+        }
         self._threads: list[threading.Thread] = []
         self._workers = ThreadPoolExecutor(THREADS_MAX, "fuse-slow")
         self._slow: dict[int, int] = {}
@@ -158,7 +163,7 @@ class Session:
         fields = IN_HEADER.unpack_from(buffer)
         body = buffer[IN_HEADER.size : count]
         if fields[1] in _FREQUENT and fields[0] == count and not fields[7]:
-            reply = self._at_once(fields[1], fields[2], fields[3], body)
+            reply = self._at_once(fd, fields[1], fields[2], fields[3], body)
             if reply is not None:
                 if not self._write(fd, fields[2], reply):
                     self._take_back(fields[1], reply)
@@ -190,9 +195,16 @@ class Session:
         self._reply(fd, unique, prepared, outcome)
         return False
 
-    def _at_once(self, opcode: int, unique: int, node: int, body: memoryview) -> bytes | None:
+    def _at_once(
+        self, fd: int, opcode: int, unique: int, node: int, body: memoryview
+    ) -> bytes | memoryview | None:
         """The reply to a frequent request; None: it is to go the long way."""
         try:
+            if opcode == _READ:
+                fh, offset, size = protocol.take(protocol.READ_IN, body)[:3]
+                if size > WRITE_MAX or offset >> 62:
+                    return None
+                return self._dispatch.read_now(unique, fh, offset, size, self._out[fd])
             if opcode == _GETATTR:
                 return self._dispatch.getattr_now(unique, node)
             return self._dispatch.lookup_now(unique, node, name_of(body))
@@ -200,7 +212,7 @@ class Session:
             # The long way meets it again, and says what it was.
             return None
 
-    def _take_back(self, opcode: int, reply: bytes) -> None:
+    def _take_back(self, opcode: int, reply: bytes | memoryview) -> None:
         """Nobody was told of the node in the reply to a LOOKUP."""
         (told,) = protocol.FORGET_IN.unpack_from(reply, protocol.OUT_HEADER.size)
         if opcode == _LOOKUP and told:
