@@ -181,6 +181,7 @@ class Mount:
             read_only=self.options.upperdir is None,
             passthrough=_is_admin(),
             device=attached.device,
+            poll_us=self.options.poll_us,
             on_live=on_live,
         )
 

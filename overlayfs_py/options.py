@@ -68,6 +68,7 @@ class MountOptions:
     propagation: list[str] = field(default_factory=list)
     selinux: dict[str, str] = field(default_factory=dict)
     transport: str = TRANSPORT_DEFAULT
+    poll_us: int | None = None
     auto_unmount: bool = False
     remount: bool = False
     debug: bool = False
@@ -423,6 +424,12 @@ def _transport(parser: _Parser, name: str, value: str | None) -> None:
     parser.options.transport = TRANSPORT_DEFAULT if chosen == "auto" else chosen
 
 
+def _poll_us(parser: _Parser, name: str, value: str | None) -> None:
+    if value is None or not (value.isascii() and value.isdigit()) or int(value) > 10_000:
+        raise UserError(f"mount option {name}: microseconds, 0 (off) to 10000")
+    parser.options.poll_us = int(value)
+
+
 def _off_only(reason: str, off: tuple[str, ...]) -> _Handler:
     def handle(parser: _Parser, name: str, value: str | None) -> None:
         if value not in off:
@@ -471,6 +478,7 @@ _HANDLERS: dict[str, _Handler] = {
     "fsname": _name,
     "subtype": _name,
     "transport": _transport,
+    "poll_us": _poll_us,
     "auto_unmount": _flag,
     "remount": _flag,
     "debug": _flag,

@@ -201,6 +201,8 @@ REFUSED = [
     (UPPER + ",context", "context needs a value"),
     (UPPER + ",fsname=", "fsname needs a value"),
     (UPPER + ",transport=carrier-pigeon", "must be one of"),
+    (UPPER + ",poll_us=soon", "microseconds"),
+    (UPPER + ",poll_us=10001", "microseconds"),
 ]
 
 
