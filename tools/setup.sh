@@ -65,19 +65,20 @@ debian_packages() {
         -q -y -o DPkg::Lock::Timeout=120 install --no-install-recommends "${missing[@]}"
 }
 
-# The python3 of the PATH if it is new enough and can build an extension in a virtual environment,
-# else Debian's, complete.
-choose_python() {
-    local usable='
+# usable_python: prints the python3 of the PATH, or else Debian's, that is new enough and can build an
+# extension in a virtual environment.
+usable_python() {
+    local python test='
 import ensurepip, os, sys, sysconfig, venv
 header = os.path.join(sysconfig.get_path("include"), "Python.h")
 sys.exit(sys.version_info < (3, 11) or not os.path.exists(header))'
-    python=$(command -v python3 || true)
-    if [ -z "$python" ] || ! "$python" -c "$usable" 2>/dev/null; then
-        debian_packages python3 python3-venv python3-dev
-        python=/usr/bin/python3
-        "$python" -c "$usable" || fail "$python is not a complete Python 3.11 or later"
-    fi
+    for python in "$(command -v python3 || true)" /usr/bin/python3; do
+        if [ -x "$python" ] && "$python" -c "$test" 2>/dev/null; then
+            printf '%s' "$python"
+            return
+        fi
+    done
+    return 1
 }
 
 # virtual_environment EXTRA: .venv with the project in it, and its extra dependencies (may be empty).
@@ -91,7 +92,8 @@ virtual_environment() {
     # What has more is good enough for who wants less.
     [ -n "$1" ] || [ "${installed#* }" != "$project" ] || return 0
     if [ ! -d "$venv" ]; then
-        choose_python
+        local python
+        python=$(usable_python) || fail "no complete Python 3.11 or later here, after installing Debian's"
         step "making .venv" "$python" -m venv "$venv"
     fi
     # The plain form of an editable install: a path entry, where the default hooks into every start
@@ -100,3 +102,7 @@ virtual_environment() {
         --config-settings editable_mode=compat -e ".${1:+[$1]}"
     printf '%s' "$1 $project" >"$stamp"
 }
+
+if [ ! -d "$venv" ] && ! usable_python >/dev/null; then
+    product_packages+=(python3 python3-venv python3-dev)
+fi
