@@ -122,20 +122,24 @@ class Session:
         clock = time.perf_counter
         until = 0.0
         looked = False
-        while not self._stopping:
+        while True:
+            if not until:
+                # Nothing has come yet, most likely: asking would cost a call and an exception more.
+                patience.sleep()
+                poll.poll()
+                patience.woken()
+            if self._stopping:
+                return
             try:
                 count = readv(fd, buffers)
             except BlockingIOError:
-                if until:
+                if until and clock() < until:
                     looked = True
-                    if clock() < until:
-                        continue
+                    continue
+                if until:
                     patience.miss()
-                patience.sleep()
-                poll.poll()
                 until = 0.0
                 looked = False
-                patience.woken()
                 continue
             except OSError as error:
                 if error.errno in (errno.EINTR, errno.ENOENT):

@@ -6,6 +6,7 @@ import mmap
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,10 +46,17 @@ def _kernel_has_passthrough() -> bool:
     return (int(major), int(minor)) >= (6, 9)
 
 
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
+
+
 @contextmanager
 def stopped(subject: Device) -> Iterator[None]:
     assert subject._process is not None
     subject._process.send_signal(signal.SIGSTOP)
+    # Each of its threads notices when it next runs.
+    while any(_state(task) != "T" for task in Path(f"/proc/{subject._process.pid}/task").iterdir()):
+        time.sleep(0.001)
     try:
         yield
     finally:
