@@ -71,7 +71,7 @@ def copy_up(state: State, node: Node, *, data: bool = True, size: int | None = N
     else:
         metadata_only, staged = False, None
     _copy_up_parents(state, upper, node)
-    _place(state, upper, node, staged, metadata_only)
+    _place(state, upper, node, staged, metadata_only, size is not None)
 
 
 def _may_be_metacopy(node: Node) -> bool:
@@ -87,7 +87,7 @@ def _copy_up_parents(state: State, upper: Upper, node: Node) -> None:
         chain.append(parent)
         parent = parent.parent
     for directory in reversed(chain):
-        _place(state, upper, directory, None, False)
+        _place(state, upper, directory, None, False, False)
 
 
 def _stage_data(state: State, upper: Upper, node: Node, size: int | None) -> StagedData:
@@ -111,18 +111,29 @@ def _stage_data(state: State, upper: Upper, node: Node, size: int | None) -> Sta
 
 
 def _place(
-    state: State, upper: Upper, node: Node, staged: StagedData | None, metadata_only: bool
+    state: State,
+    upper: Upper,
+    node: Node,
+    staged: StagedData | None,
+    metadata_only: bool,
+    truncated: bool,
 ) -> None:
-    """Put a copy with the lower's attributes in the node's place."""
+    """Put a copy with the lower's attributes in the node's place.
+
+    Args:
+        truncated: the verb truncates, which takes file capabilities away: they are not copied, so that no crash shows
+            them on other content.
+    """
     layer, ref = node.lowers[0]
     status = layer.stat(ref)
     name = _stage_object(state, upper, node, staged, status)
     place = upper.staged(name)
     try:
-        copy_attributes(state, place if staged is None else Opened(staged.fd), node, status)
+        target = place if staged is None else Opened(staged.fd)
+        copy_attributes(state, target, node, status, capability=not truncated)
         origin = _origin(state, node, status)
         if origin is not None:
-            _mark(place if staged is None else Opened(staged.fd), upper.names.origin, origin)
+            _mark(target, upper.names.origin, origin)
         if metadata_only:
             place.setxattr(upper.names.metacopy, b"")
         if _is_hard_link(state, node, status) and origin is not None:
@@ -185,11 +196,13 @@ def _stage_object(
     return name
 
 
-def copy_attributes(state: State, place: Place, node: Node, status: os.stat_result) -> None:
+def copy_attributes(
+    state: State, place: Place, node: Node, status: os.stat_result, *, capability: bool
+) -> None:
     """Owner, xattrs, mode and times of the lower object, in the order in which none undoes another."""
     if not _owned_as_made(state, status):
         attributes.set_owner(state, place, status.st_uid, status.st_gid)
-    _copy_xattrs(state, place, node)
+    _copy_xattrs(state, place, node, capability)
     if node.kind != stat.S_IFLNK:
         attributes.set_mode(state, place, status.st_mode)
     place.utimens(status.st_atime_ns, status.st_mtime_ns)
@@ -202,12 +215,14 @@ def _owned_as_made(state: State, status: os.stat_result) -> bool:
     return (status.st_uid, status.st_gid) == own and state.upper.override is None
 
 
-def _copy_xattrs(state: State, place: Place, node: Node) -> None:
+def _copy_xattrs(state: State, place: Place, node: Node, capability: bool) -> None:
     assert state.upper is not None
     layer, ref = node.lowers[0]
     names = state.upper.names
     for name in layer.listxattr(ref):
         raw_name = os.fsencode(name)
+        if name == "security.capability" and not capability:
+            continue
         if names.is_private(raw_name) or raw_name.startswith(
             (b"user.fuseoverlayfs.", b"security.fuseoverlayfs.", b"user.containers.override_stat")
         ):
