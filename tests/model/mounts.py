@@ -31,7 +31,11 @@ class Kernel(Mounted):
 
     name = "kernel"
     dialect = observe.Dialect(
-        directory_nlink=False, removed_nlink=False, removed_copy_up=False, linked_d_ino=False
+        directory_nlink=False,
+        removed_nlink=False,
+        removed_copy_up=False,
+        linked_d_ino=False,
+        held_listing=False,
     )
     kernel_options = b"redirect_dir=on,index=on,xino=auto,metacopy=off"
 
@@ -122,6 +126,7 @@ class Alternating(Ours, Kernel):
         removed_nlink=False,
         removed_copy_up=False,
         linked_d_ino=False,
+        held_listing=False,
         stable_ino=False,
     )
 

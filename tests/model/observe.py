@@ -54,6 +54,7 @@ class Dialect:
         removed_copy_up: a file of a lower layer that was removed while open can still be changed
             through the descriptor.
         linked_d_ino: d_ino agrees with st_ino for files that have, or had, several names too.
+        held_listing: a directory that was kept open lists what is in it now.
         hidden_links: names in lower layers that the stack hides are counted in st_nlink.
     """
 
@@ -62,6 +63,7 @@ class Dialect:
     removed_nlink: bool = True
     removed_copy_up: bool = True
     linked_d_ino: bool = True
+    held_listing: bool = True
     hidden_links: bool = True
 
 
@@ -119,7 +121,8 @@ def differences(
         live.setdefault(inode.number, row)
         problems += [f"slot {slot}: {text}" for text in _wrong(inode, row, now_ns, dialect)]
         listed = None if row.listing is None else {name for name, *_ in row.listing}
-        if inode.is_directory and listed is not None and listed != set(inode.children):
+        stale = listed is not None and listed != set(inode.children)
+        if inode.is_directory and stale and dialect.held_listing:
             problems.append(f"slot {slot}: lists {row.listing}, not {sorted(inode.children)}")
     if dialect.stable_ino:
         problems += identity.problems(live)
