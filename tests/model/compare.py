@@ -120,7 +120,10 @@ class Comparison:
                 self._let_go(operation.arguments[0])
             return True
         self.done.append(operation)
+        # Where a mount fails there is nothing to look at afterwards.
+        self.healthy = False
         getattr(self, "_" + operation.name)(*operation.arguments)
+        self.healthy = True
         return True
 
     def _is_excused(self, subject: Subject, operation: Operation, got: Any) -> bool:

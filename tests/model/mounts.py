@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -41,7 +42,17 @@ class Kernel(Mounted):
 
     def start(self) -> None:
         data = self.directories() + b"," + self.kernel_options
-        mount(b"overlay", self.merged, b"overlay", 0, data)
+        # A mount namespace that another test made may hold a copy of the mount that just ended, and
+        # with it the upper directory, for as long as it lives.
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                mount(b"overlay", self.merged, b"overlay", 0, data)
+                return
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
 
 
 class Served(Mounted):
@@ -77,7 +88,7 @@ class Served(Mounted):
         assert self.daemon is not None
         try:
             unmount(self.merged)
-            status = self.daemon.wait(30)
+            status = self.daemon.wait(90)
         except BaseException:
             self.daemon.kill()
             self.daemon.wait()
