@@ -18,7 +18,7 @@ from tests.model.mounted import Mounted, mount, unmount
 def await_mount(mountpoint: bytes, daemon: subprocess.Popen[Any]) -> None:
     """Return once something is mounted at `mountpoint`; AssertionError if its daemon ends first."""
     parent = os.stat(os.path.dirname(mountpoint)).st_dev
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if os.stat(mountpoint).st_dev != parent:
             return
@@ -44,7 +44,7 @@ class Kernel(Mounted):
         data = self.directories() + b"," + self.kernel_options
         # A mount namespace that another test made may hold a copy of the mount that just ended, and
         # with it the upper directory, for as long as it lives.
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while True:
             try:
                 mount(b"overlay", self.merged, b"overlay", 0, data)
