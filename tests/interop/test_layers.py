@@ -179,4 +179,4 @@ def test_layers_on_several_filesystems(filesystems: list[Path], tmpfs: Path) -> 
     yet, and that a random run meets now and then, on the kernel's overlayfs as well."""
     places = [tmpfs, *filesystems]
     make = [scattered(kind, places, str(tmpfs)) for kind in (Kernel, Ours)]
-    assert run_machine(make, AS_THE_KERNEL, 300, 1) >= 300
+    assert run_machine(make, AS_THE_KERNEL, 600, 1) >= 600

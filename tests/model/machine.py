@@ -90,6 +90,7 @@ def run_machine(
             hypothesis.stateful.run_state_machine_as_test(seeded, settings=settings)
         except hypothesis.errors.FlakyStrategyDefinition:
             # Two runs with the same beginning went on differently, since what is drawn depends on clocks below. That
-            # is no disagreement (those are AssertionError or FlakyFailure): go on with another seed.
-            continue
+            # is no disagreement, unless one was seen before the repetition: then it stands.
+            if explained:
+                raise
     return total
