@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -16,6 +17,7 @@ from tests import scratch
 
 _SCRATCH: pytest.StashKey[tuple[Path, int]] = pytest.StashKey()
 _MOUNTED_FOLDERS = ("mounted", "interop", "images")
+_LONG_FIRST = {"model": 0, "images": 1, "interop": 2, "tools": 3}
 _TROUBLE = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^Traceback ")
 
 hypothesis.settings.register_profile(
@@ -37,15 +39,24 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default-here
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("hypothesis_seed", None) is None:
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        config.option.hypothesis_seed = worker["hypothesis_seed"]
+    elif config.getoption("hypothesis_seed", None) is None:
         config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
-    if hasattr(config, "workerinput") or config.option.basetemp is not None:
+    if worker is not None or config.option.basetemp is not None:
         return
     scratch.sweep()
     directory, lock = scratch.create()
     config.stash[_SCRATCH] = directory, lock
     # pytest empties its base directory first, so it gets one of its own beside the lock.
     config.option.basetemp = directory / "tests"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """xdist: the seed that the header prints is that of every worker."""
+    node.workerinput["hypothesis_seed"] = node.config.option.hypothesis_seed
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -65,15 +76,22 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # The long ones first, so that at the end no worker waits for another.
+    items.sort(key=lambda item: _LONG_FIRST.get(_folder(item), len(_LONG_FIRST)))
     reason = why_not_mount()
-    here = Path(__file__).parent
     for item in items:
-        if item.path.is_relative_to(here) and item.path.relative_to(here).parts[0] in (
-            _MOUNTED_FOLDERS
-        ):
+        if _folder(item) in _MOUNTED_FOLDERS:
             item.add_marker(pytest.mark.mount)
         if reason and item.get_closest_marker("mount"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _folder(item: pytest.Item) -> str:
+    """The folder of tests/ that a test is in; empty for those elsewhere."""
+    here = Path(__file__).parent
+    if not item.path.is_relative_to(here):
+        return ""
+    return item.path.relative_to(here).parts[0]
 
 
 def why_not_mount() -> str | None:
