@@ -76,15 +76,15 @@ def run_machine(
                 finally:
                     self.comparison.end()
 
-    settings = hypothesis.settings(
-        max_examples=-(-operations // steps),
-        stateful_step_count=steps,
-        deadline=None,
-        database=None,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
     while total < operations:
+        settings = hypothesis.settings(
+            max_examples=-(-(operations - total) // steps),
+            stateful_step_count=steps,
+            deadline=None,
+            database=None,
+            phases=[hypothesis.Phase.generate],
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
         seeded = hypothesis.seed(seed + total)(Machine)
         try:
             hypothesis.stateful.run_state_machine_as_test(seeded, settings=settings)

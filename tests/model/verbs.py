@@ -541,17 +541,43 @@ class Verbs(Scratch):
     def glance(
         self, paths: Iterable[bytes], closely: Collection[bytes], slot: int | None
     ) -> tuple[dict[bytes, Seen], dict[int, Seen]]:
-        return self.observe()
+        """Attributes of everything; more of the paths `closely` and of the descriptor `slot`."""
+        held = {
+            number: self._seen(file.node, file) if number == slot else self._attributes(file.node)
+            for number, file in self.handles.items()
+        }
+        seen: dict[bytes, Seen] = {}
+        for path in paths:
+            node = self._resolve(path, follow=False).node
+            if node is not None:
+                seen[path] = self._seen(node, None) if path in closely else self._attributes(node)
+        return seen, held
+
+    def _attributes(self, node: Node) -> Seen:
+        row: Attributes = run(self.overlay.getattr, node)
+        return Seen(
+            row.mode,
+            row.uid,
+            row.gid,
+            row.nlink,
+            row.ino,
+            row.rdev,
+            row.size,
+            row.mtime_ns,
+            None,
+            None,
+            None,
+            None,
+        )
 
     def _seen(self, node: Node, file: OpenFile | None) -> Seen:
-        handle = file.handle if file else None
-        attributes: Attributes = run(self.overlay.getattr, node, handle)
-        assert stat.S_IFMT(attributes.mode) == node.kind, "the node and its attributes disagree"
+        row = self._attributes(node)
+        assert stat.S_IFMT(row.mode) == node.kind, "the node and its attributes disagree"
         content = target = b""
         listing: list[tuple[bytes, int, int | None]] = []
         if node.is_dir:
             if node not in self.dead:
-                listing = [(row.name, row.ino, row.type) for row in self._list(node)]
+                listing = [(each.name, each.ino, each.type) for each in self._list(node)]
         elif stat.S_ISLNK(node.kind):
             target = run(self.overlay.readlink, node)
         elif stat.S_ISREG(node.kind):
@@ -560,20 +586,7 @@ class Verbs(Scratch):
             name: bytes(run(self.overlay.getxattr, node, name))
             for name in run(self.overlay.listxattr, node)
         }
-        return Seen(
-            attributes.mode,
-            attributes.uid,
-            attributes.gid,
-            attributes.nlink,
-            attributes.ino,
-            attributes.rdev,
-            attributes.size,
-            attributes.mtime_ns,
-            target,
-            content,
-            xattrs,
-            listing,
-        )
+        return row._replace(target=target, content=content, xattrs=xattrs, listing=listing)
 
     def _content(self, node: Node, file: OpenFile | None) -> bytes:
         if file is not None and file.flags & os.O_ACCMODE == os.O_WRONLY:
