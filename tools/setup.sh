@@ -84,7 +84,7 @@ sys.exit(sys.version_info < (3, 11) or not os.path.exists(header))'
 # virtual_environment EXTRA: .venv with the project in it, and its extra dependencies (may be empty).
 virtual_environment() {
     local project stamp=$venv/installed installed
-    project=$(sha256sum <pyproject.toml)
+    project=$(cat pyproject.toml setup.py overlayfs_py/wire/lane/*.p* | sha256sum)
     # A .venv that was moved, or whose Python went with an upgrade, does not start.
     "$venv/bin/python" -c 'import pip' 2>/dev/null || rm -rf "$venv"
     installed=$(cat "$stamp" 2>/dev/null || true)

@@ -186,6 +186,13 @@ class DirectoryLayer:
             return status
         return override_stat(status, raw)
 
+    def marks(self, ref: bytes) -> dict[str, bytes]:
+        """The overlay marks of an object, by their names without the prefix."""
+        marks = self._read_marks(self.tree.at(ref))
+        if marks.get("opaque") == OPAQUE_XWHITEOUTS:
+            self.xwhiteouts = True
+        return marks
+
     def has_oci_names(self, ref: bytes) -> bool:
         """Whether a directory has any `.wh.` name."""
         return any(row.name.startswith(OCI_WHITEOUT_PREFIX) for row in self.tree.scan(ref))

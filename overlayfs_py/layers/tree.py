@@ -148,6 +148,11 @@ class Tree:
             step = self._steps[head] = _Step(self.at(head).open(os.O_PATH | os.O_DIRECTORY))
         return Named(step.fd, tail, step)
 
+    @property
+    def asks_noatime(self) -> bool:
+        """Whether files of a tree that is only read are to be opened with O_NOATIME."""
+        return self._noatime and self._read_only
+
     def forget_steps(self) -> None:
         """A directory was renamed or removed: what was known of the way to deep paths no longer holds."""
         self._steps.clear()

@@ -93,6 +93,11 @@ def open_file(state: State, node: Node, flags: int, caller: Caller) -> FileHandl
     return FileHandle(node, flags, FileContent(fd), True)
 
 
+def lower_file(node: Node, flags: int, fd: int) -> FileHandle:
+    """The handle of a lower file that was opened for reading as `fd` already."""
+    return FileHandle(node, flags, FileContent(fd), False)
+
+
 def _truncate(state: State, node: Node, fd: int, flags: int, caller: Caller) -> None:
     if flags & os.O_ACCMODE == os.O_RDONLY:
         writing = state.place(node).open(os.O_WRONLY)

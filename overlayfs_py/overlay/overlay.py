@@ -24,6 +24,7 @@ from overlayfs_py.overlay.faults import Fault
 from overlayfs_py.overlay.handles import DirectoryHandle, FileHandle
 from overlayfs_py.overlay.lookup import adopt, new_node, resolve
 from overlayfs_py.overlay.node import Lower, Node
+from overlayfs_py.overlay.plain import PlainDirectory, plain_directory
 from overlayfs_py.overlay.staged import StagedData
 from overlayfs_py.overlay.state import State
 from overlayfs_py.overlay.values import Attributes, Caller, Changes, DirectoryEntry, Entry
@@ -254,6 +255,10 @@ class Overlay:
         self, handle: DirectoryHandle, offset: int
     ) -> Iterator[tuple[DirectoryEntry, Entry | None]]:
         return handles.readdirplus(self.state, handle, offset)
+
+    def plain_directory(self, node: Node) -> PlainDirectory | None:
+        """What of a directory can be looked up without a verb; None if nothing."""
+        return plain_directory(self.state, node)
 
     def releasedir(self, handle: DirectoryHandle) -> None:
         handle.listing = None

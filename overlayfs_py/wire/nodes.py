@@ -26,8 +26,24 @@ class NodeIds(Protocol):
     def id_of(self, node: Node) -> int:
         """The id for a node that has none yet; never 0 or 1."""
 
+    def entered(self, record: Record) -> None:
+        """A node is in the table now."""
 
-class InodeNumbers:
+    def left(self, record: Record) -> None:
+        """It is not any more."""
+
+
+class _Unheard:
+    """Nobody else keeps nodes."""
+
+    def entered(self, record: Record) -> None:
+        pass
+
+    def left(self, record: Record) -> None:
+        pass
+
+
+class InodeNumbers(_Unheard):
     """Node ids are st_ino, as pyfuse3 has it: its EntryAttributes hold one number for both."""
 
     def id_of(self, node: Node) -> int:
@@ -35,7 +51,7 @@ class InodeNumbers:
         return node.ino if node.ino > ROOT_ID else _INSTEAD_OF_ROOT_ID
 
 
-class Counter:
+class Counter(_Unheard):
     """Node ids that are never used again."""
 
     def __init__(self) -> None:
@@ -72,7 +88,7 @@ class NodeTable:
     """
 
     def __init__(self, root: Node, ids: NodeIds, drop: Callable[[Node], None]) -> None:
-        self._ids = ids
+        self.ids = ids
         self._drop = drop
         self._generations = itertools.count(1)
         self._root = Record(ROOT_ID, root, 0)
@@ -110,7 +126,7 @@ class NodeTable:
         return record
 
     def _add(self, node: Node) -> Record:
-        id = self._ids.id_of(node)
+        id = self.ids.id_of(node)
         assert id > ROOT_ID, f"node id {id} is reserved"
         former = self._by_id.get(id)
         record = Record(id, node, 0 if former is None else next(self._generations))
@@ -121,6 +137,7 @@ class NodeTable:
                 self._drop(former.node)
         self._by_id[id] = record
         self._by_node[node] = record
+        self.ids.entered(record)
         return record
 
     def forget(self, id: int, count: int) -> None:
@@ -153,6 +170,7 @@ class NodeTable:
         if self._by_id.get(record.id) is record:
             del self._by_id[record.id]
             del self._by_node[record.node]
+            self.ids.left(record)
         elif record.node in self._by_node:
             # Its number was another's for a while, and is its own again.
             return

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from overlayfs_py.overlay.faults import RESTARTS_MAX, Fault
 from overlayfs_py.wire.device import protocol, replies
+from overlayfs_py.wire.device.laned import Laned
 from overlayfs_py.wire.device.negotiate import BUFFER_SIZE, WRITE_MAX, Terms
 from overlayfs_py.wire.device.notify import Notifier
 from overlayfs_py.wire.device.patience import Patience
@@ -52,6 +53,7 @@ class Session:
         on_end: called once, from a reader's thread, when the mount is gone.
         readers: how many threads read requests.
         poll_us: how long a reader looks for the next request before it sleeps; 0: not at all.
+        laned: answers what needs no Python; then one reader reads.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class Session:
         *,
         readers: int = 1,
         poll_us: int = 0,
+        laned: Laned | None = None,
     ) -> None:
         self._dispatch = dispatch
         self._requests = Requests(dispatch, terms)
         self._on_end = on_end
         self._poll_us = poll_us
+        self._laned = laned
         self._stopping = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         os.set_blocking(fd, False)
@@ -104,7 +108,10 @@ class Session:
 
     def _read(self, fd: int) -> None:
         try:
-            self._serve(fd)
+            if self._laned is None:
+                self._serve(fd)
+            else:
+                self._serve_laned(fd, self._laned)
         except Exception:
             log.exception("a reader of requests failed: the mount ends")
         finally:
@@ -157,6 +164,26 @@ class Session:
                 buffers = [buffer]
             until = patience.deadline()
 
+    def _serve_laned(self, fd: int, laned: Laned) -> None:
+        """The same, after the lane has taken its own."""
+        lane = laned.lane
+        buffer = bytearray(BUFFER_SIZE)
+        view = memoryview(buffer)
+        while not self._stopping:
+            count = lane.next(fd, self._wake, buffer, self._poll_us)
+            if count < 0:
+                return
+            wanted, listing = lane.wanted()
+            # A name that slow work is going to change must not come back to the lane before it is changed.
+            if wanted and not self._slow:
+                laned.publish(wanted, listing=listing)
+                if lane.answer(fd, view[:count]) is True:
+                    continue
+            if count and self.answer(fd, view, count):
+                # The request is still worked on, and its data is in here.
+                buffer = bytearray(BUFFER_SIZE)
+                view = memoryview(buffer)
+
     # One request
 
     def answer(self, fd: int, buffer: memoryview, count: int) -> bool:
@@ -173,6 +200,8 @@ class Session:
                     self._take_back(fields[1], reply)
                 return False
         header = Header._make(fields)
+        if self._laned is not None and header.length == count:
+            self._laned.before(header.opcode, header.node, body)
         if header.opcode in NO_REPLY:
             if header.length == count:
                 self._note(header, body)

@@ -12,11 +12,13 @@ import trio
 
 from overlayfs_py.errors import OverlayError, UserError
 from overlayfs_py.wire.device import negotiate, patience, replies
+from overlayfs_py.wire.device.laned import Laned
 from overlayfs_py.wire.device.negotiate import BUFFER_SIZE, Terms, Wanted
 from overlayfs_py.wire.device.passthrough import Backings
 from overlayfs_py.wire.device.protocol import IN_HEADER, Opcode
 from overlayfs_py.wire.device.session import Session
 from overlayfs_py.wire.device.verbs import DeviceDispatch
+from overlayfs_py.wire.lane import compiled
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,8 @@ async def _run(
     def ended() -> None:
         token.run_sync_soon(gone.set)
 
-    session = Session(dispatch, fd, terms, ended, readers=readers, poll_us=poll_us)
+    laned = _laned(dispatch, terms, read_only) if readers == 1 else None
+    session = Session(dispatch, fd, terms, ended, readers=readers, poll_us=poll_us, laned=laned)
     if terms.passthrough:
         dispatch.backings = Backings(fd, read_only=read_only, changed=session.node_changed)
     session.start()
@@ -90,6 +93,21 @@ async def _run(
             await trio.to_thread.run_sync(session.stop)
         if dispatch.backings is not None:
             dispatch.backings.close()
+        if laned is not None:
+            laned.lane.close()
+
+
+def _laned(dispatch: DeviceDispatch, terms: Terms, read_only: bool) -> Laned | None:
+    """The lane, where there is one and the kernel may remember what it says."""
+    lane = compiled()
+    if lane is None or dispatch.timeout_s is not None:
+        return None
+    # A read-only mount hands its files to the kernel, all opens of one alike.
+    opens = not (terms.passthrough and read_only)
+    metacopy = dispatch.overlay.state.marks.metacopy
+    laned = Laned(lane(dispatch.file_flags, dispatch.directory_flags, opens, metacopy), dispatch)
+    dispatch.use_ids(laned)
+    return laned
 
 
 def _read_ahead(device: bytes, size: int) -> None:

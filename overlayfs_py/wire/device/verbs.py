@@ -14,11 +14,12 @@ from overlayfs_py.wire.device import replies
 from overlayfs_py.wire.device.passthrough import Backings
 from overlayfs_py.wire.device.protocol import DIRENT, DIRENTPLUS, OUT_HEADER, Open
 from overlayfs_py.wire.device.replies import Timeout
-from overlayfs_py.wire.dispatch import ABSENT, Call, Dispatch, OpenDirectory, WireEntry
-from overlayfs_py.wire.nodes import Counter, Record
+from overlayfs_py.wire.dispatch import ABSENT, Call, Dispatch, OpenDirectory, OpenFile, WireEntry
+from overlayfs_py.wire.nodes import Counter, NodeIds, Record
 
 if TYPE_CHECKING:
     from overlayfs_py.overlay.handles import FileHandle
+    from overlayfs_py.overlay.node import Node
     from overlayfs_py.overlay.overlay import Overlay
 
 _NEVER = Timeout(0.0)
@@ -47,7 +48,7 @@ class DeviceDispatch(Dispatch):
         self.backings: Backings | None = None
         # Who limits the timeouts expects changes behind our back: pages and listings are not to be trusted.
         caching = timeout_s is None
-        self._file_flags = Open.KEEP_CACHE if caching else 0
+        self.file_flags = Open.KEEP_CACHE if caching else 0
         self.directory_flags = Open.KEEP_CACHE | Open.CACHE_DIR if caching else 0
 
     def attribute_timeout(self, id: int) -> Timeout:
@@ -59,6 +60,30 @@ class DeviceDispatch(Dispatch):
     def told(self, entry: WireEntry) -> tuple[int, ...]:
         """struct fuse_entry_out."""
         return replies.entry_fields(entry, self.timeout, self.attribute_timeout(entry.node_id))
+
+    # What somebody else kept of nodes and open files; under the mount's lock
+
+    def use_ids(self, ids: NodeIds) -> None:
+        """Have nodes named by somebody else; before any but the root is known."""
+        self._nodes.ids = ids
+
+    def record(self, id: int) -> Record | None:
+        try:
+            return self._nodes[id]
+        except KeyError:
+            return None
+
+    def enter_again(self, node: Node) -> None:
+        """Enter a node that the kernel was told of already."""
+        self._nodes.enter(node).lookups -= 1
+
+    def take_file(self, file: int, handle: FileHandle, record: Record, opener: Caller) -> None:
+        self._files[file] = OpenFile(handle, record, opener)
+        if self.backings is not None:
+            self.backings.opened(file, record.id, handle, self.file_flags)
+
+    def take_directory(self, file: int, opened: OpenDirectory) -> None:
+        self._directories[file] = opened
 
     def forget(self, forgets: Iterable[tuple[int, int]]) -> None:
         forgets = list(forgets)
@@ -146,8 +171,8 @@ class DeviceDispatch(Dispatch):
     def _opened(self, handle: FileHandle, record: Record, caller: Caller) -> Opened:
         file = self._add_file(handle, record, caller)
         if self.backings is None:
-            return Opened(file, self._file_flags, 0)
-        flags, backing = self.backings.opened(file, record.id, handle, self._file_flags)
+            return Opened(file, self.file_flags, 0)
+        flags, backing = self.backings.opened(file, record.id, handle, self.file_flags)
         return Opened(file, flags, backing)
 
     def release_file(self, file: int) -> Call[None]:

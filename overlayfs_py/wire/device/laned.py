@@ -1,0 +1,188 @@
+"""Python's side of the lane: publishes directories to it, retracts names, takes nodes over (see wire.lane).
+
+Thread: the one that reads requests, and under the mount's lock whoever forgets nodes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from overlayfs_py.overlay.faults import Fault
+from overlayfs_py.overlay.handles import lower_file
+from overlayfs_py.overlay.values import Caller
+from overlayfs_py.wire.device import protocol
+from overlayfs_py.wire.device.protocol import Opcode
+from overlayfs_py.wire.dispatch import OpenDirectory
+from overlayfs_py.wire.lane import FIRST_ID
+from overlayfs_py.wire.nodes import Counter, Record
+
+if TYPE_CHECKING:
+    from overlayfs_py.overlay.node import Node
+    from overlayfs_py.overlay.overlay import Overlay
+    from overlayfs_py.overlay.plain import PlainDirectory
+    from overlayfs_py.overlay.values import Entry
+    from overlayfs_py.wire.device.verbs import DeviceDispatch
+    from overlayfs_py.wire.lane.lane import Lane
+
+log = logging.getLogger(__name__)
+
+_NAMES_AT = {
+    Opcode.SYMLINK: 0,
+    Opcode.MKNOD: protocol.MKNOD_IN.size,
+    Opcode.MKDIR: protocol.MKDIR_IN.size,
+    Opcode.UNLINK: 0,
+    Opcode.RMDIR: 0,
+    Opcode.LINK: protocol.LINK_IN.size,
+    Opcode.CREATE: protocol.CREATE_IN.size,
+}
+_RENAMES = {Opcode.RENAME: protocol.RENAME_IN.size, Opcode.RENAME2: protocol.RENAME2_IN.size}
+_OF_DIRECTORIES = frozenset(
+    {Opcode.READDIR, Opcode.READDIRPLUS, Opcode.RELEASEDIR, Opcode.FSYNCDIR}
+)
+_U64 = protocol.FORGET_IN
+
+
+class Laned(Counter):
+    """The lane of one mount, as the table of nodes and the session see it.
+
+    Args:
+        lane: see wire.lane.
+        dispatch: whose nodes and open files go over.
+    """
+
+    def __init__(self, lane: Lane, dispatch: DeviceDispatch) -> None:
+        super().__init__()
+        self.lane = lane
+        self._dispatch = dispatch
+        self._overlay: Overlay = dispatch.overlay
+
+    # The table of nodes
+
+    def id_of(self, node: Node) -> int:
+        return self.lane.claim(node.ino) or super().id_of(node)
+
+    def entered(self, record: Record) -> None:
+        if record.id >= FIRST_ID:
+            lookups, files = self.lane.hand_over(record.id)
+            record.lookups += lookups
+            for file, fd, flags, uid, gid, pid in files:
+                handle = lower_file(record.node, flags, fd)
+                self._dispatch.take_file(file, handle, record, Caller(uid, gid, pid))
+
+    def left(self, record: Record) -> None:
+        if record.node.upper:
+            # Copied up since it was claimed: what the lane knows under its name is the lower file.
+            for parent, name in record.node.names():
+                id = self._dispatch.id_of(parent)
+                if id is not None:
+                    self.lane.retract(id, name)
+        for child in self.lane.gone(record.node.ino, record.id):
+            found = self.lane.owns(child)
+            if found is not None:
+                self._take(child, record.node, found[1], found[2])
+
+    # Before a request goes to Python
+
+    def before(self, opcode: int, node: int, body: memoryview) -> None:
+        """Take over what a request is about, and retract the names that it changes."""
+        if node >= FIRST_ID:
+            self._take_over(node)
+        start = _NAMES_AT.get(opcode)  # type: ignore[call-overload]
+        if start is not None:
+            if opcode == Opcode.LINK and len(body) >= _U64.size:
+                self._take_over(_U64.unpack_from(body)[0])
+            self._retract(node, _name(body[start:]))
+        elif opcode in _RENAMES:
+            self._before_rename(node, body, _RENAMES[Opcode(opcode)])
+        elif opcode in _OF_DIRECTORIES and len(body) >= _U64.size:
+            self._take_directory(_U64.unpack_from(body)[0])
+
+    def _before_rename(self, parent: int, body: memoryview, start: int) -> None:
+        if len(body) < start:
+            return
+        target = _U64.unpack_from(body)[0]
+        old, _, rest = bytes(body[start:]).partition(b"\0")
+        self._retract(parent, old)
+        self._retract(target, rest.partition(b"\0")[0])
+        self.lane.moved()
+
+    def _retract(self, parent: int, name: bytes) -> None:
+        id = self.lane.retract(parent, name)
+        if id:
+            self._take_over(id)
+            self.lane.retract(parent, name)
+
+    def _take_over(self, id: int) -> None:
+        found = self.lane.owns(id)
+        if found is None:
+            return
+        parent, name, ino = found
+        with self._dispatch.lock:
+            record = self._dispatch.record(parent)
+            if record is None:
+                log.error("node %d in the directory %d, which is not known", id, parent)
+                self._give_up(id)
+            else:
+                self._take(id, record.node, name, ino)
+
+    def _take(self, id: int, parent: Node, name: bytes, ino: int) -> None:
+        """Under the mount's lock."""
+        try:
+            entry = self._lookup(parent, name)
+        except OSError as error:
+            log.error("%r, which the kernel knows, cannot be looked up: %s", name, error)
+            entry = None
+        if entry is None or entry.node.ino != ino:
+            log.error("%r is not what the kernel was told", name)
+            self._give_up(id)
+            return
+        # The one lookup that `enter` counts was not told to anybody.
+        self._dispatch.enter_again(entry.node)
+
+    def _lookup(self, parent: Node, name: bytes) -> Entry | None:
+        while True:
+            try:
+                return self._overlay.lookup(parent, name)
+            except Fault as fault:
+                fault.work()
+
+    def _give_up(self, id: int) -> None:
+        for _, fd, *_ in self.lane.hand_over(id)[1]:
+            os.close(fd)
+
+    def _take_directory(self, file: int) -> None:
+        id = self.lane.listing_of(file) if file >= FIRST_ID else 0
+        if not id:
+            return
+        with self._dispatch.lock:
+            record = self._dispatch.record(id)
+            if record is not None:
+                handle = self._overlay.opendir(record.node)
+                self._dispatch.take_directory(file, OpenDirectory(handle, record))
+
+    # Publishing
+
+    def publish(self, id: int, *, listing: bool) -> None:
+        """Let the lane have the lookups in a directory, or its listings, where they are plain."""
+        with self._dispatch.lock:
+            record = self._dispatch.record(id)
+            plain = None if record is None else self._plain(record.node)
+            if record is None or plain is None:
+                self.lane.never(id)
+            elif plain.upper is None or not listing:
+                node = record.node
+                parent = (node.parent or node).ino
+                self.lane.publish(id, node.ino, parent, plain.parts, plain.upper, plain.listable)
+
+    def _plain(self, node: Node) -> PlainDirectory | None:
+        try:
+            return self._overlay.plain_directory(node)
+        except OSError as error:
+            log.debug("%r cannot be published: %s", node.name, error)
+            return None
+
+
+def _name(rest: memoryview) -> bytes:
+    return bytes(rest).partition(b"\0")[0]

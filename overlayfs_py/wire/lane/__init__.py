@@ -1,0 +1,53 @@
+"""The lane: requests that are answered without Python.
+
+Problem. A request that reaches a verb costs some 40 us of interpreter before the first system call. Most requests are
+lookups, listings and reads of plain files of lower layers, which never change while they are mounted.
+
+What is answered. A directory in which lookups become many, or that is listed, is *published*: its names are read once
+from each layer, and for each name it is known which layer has it first. From then on the lane answers LOOKUP of plain
+files and symlinks that show from one lower layer, and of names that are nowhere; GETATTR, READLINK, OPEN for reading,
+READ of what is cached, RELEASE and FORGET of the nodes that it told the kernel of; and listings of directories that
+have nothing in the upper. Subdirectories, names in the upper, hard links, whatever has marks, and everything that
+changes something are Python's.
+
+Why that is right. A node that the kernel knows is either the lane's or Python's (wire.nodes), never both:
+
+- Node ids of the lane begin at FIRST_ID, so one look tells whose a request may be.
+- Before Python sees a request about a node of the lane, it takes the node over (wire.device.laned): it looks the name
+  up itself, enters the node under the id and with the lookup count that the lane had, and goes on with its open files.
+- Before Python runs a verb that changes a name, it retracts the name: a node of the lane behind it is taken over, and
+  from then on the lane leaves that name to Python. So there is nothing that a change could make stale.
+- The lane tells the kernel of no inode whose st_ino Python has claimed, and Python learns the lane's id when it claims
+  an inode that it met on another way, in a listing or under another name. An inode has one node id at a time.
+- A published directory lives as long as the kernel knows the directory. Names that Python added are remembered up to a
+  limit; then the directory is closed, and published anew when its last node is gone.
+- Nothing is published while slow work is under way: a name that was retracted for it stays retracted.
+
+Tried and left: remembering whole replies instead of names (they must be thrown away with the inode, and then a cold
+lookup is not faster); one table for both sides (each verb would have to keep it right).
+
+Compiled with Cython. Without the compiled module, or with OVERLAYFS_PY_PURE=1, Python answers everything, to the same
+effect.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from overlayfs_py.wire.lane.lane import Lane
+
+FIRST_ID = 1 << 62
+"""Node ids and file handles that the lane gives out begin with this one; Python's never reach it."""
+
+
+def compiled() -> type[Lane] | None:
+    """The lane's class, None where Python is to do without it."""
+    if os.environ.get("OVERLAYFS_PY_PURE"):
+        return None
+    try:
+        from overlayfs_py.wire.lane.lane import Lane
+    except ImportError:
+        return None
+    return Lane

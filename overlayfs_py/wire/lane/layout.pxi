@@ -1,0 +1,120 @@
+# Layouts of <linux/fuse.h>, as wire/device/protocol.py has them. Part of lane.pyx.
+
+cdef enum:
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    READLINK = 5
+    OPEN = 14
+    READ = 15
+    RELEASE = 18
+    GETXATTR = 22
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    BATCH_FORGET = 42
+    READDIRPLUS = 44
+
+
+cdef packed struct InHeader:
+    uint32_t len
+    uint32_t opcode
+    uint64_t unique
+    uint64_t nodeid
+    uint32_t uid
+    uint32_t gid
+    uint32_t pid
+    uint16_t extlen
+    uint16_t padding
+
+
+cdef packed struct OutHeader:
+    uint32_t len
+    int32_t error
+    uint64_t unique
+
+
+cdef packed struct Attr:
+    uint64_t ino
+    uint64_t size
+    uint64_t blocks
+    int64_t atime
+    int64_t mtime
+    int64_t ctime
+    uint32_t atime_ns
+    uint32_t mtime_ns
+    uint32_t ctime_ns
+    uint32_t mode
+    uint32_t nlink
+    uint32_t uid
+    uint32_t gid
+    uint32_t rdev
+    uint32_t blksize
+    uint32_t flags
+
+
+cdef packed struct EntryOut:
+    uint64_t nodeid
+    uint64_t generation
+    uint64_t entry_valid
+    uint64_t attr_valid
+    uint32_t entry_valid_ns
+    uint32_t attr_valid_ns
+    Attr attr
+
+
+cdef packed struct AttrOut:
+    uint64_t attr_valid
+    uint32_t attr_valid_ns
+    uint32_t dummy
+    Attr attr
+
+
+cdef packed struct OpenIn:
+    uint32_t flags
+    uint32_t open_flags
+
+
+cdef packed struct OpenOut:
+    uint64_t fh
+    uint32_t open_flags
+    int32_t backing_id
+
+
+cdef packed struct ReadIn:
+    uint64_t fh
+    uint64_t offset
+    uint32_t size
+    uint32_t read_flags
+    uint64_t lock_owner
+    uint32_t flags
+    uint32_t padding
+
+
+cdef packed struct ReleaseIn:
+    uint64_t fh
+    uint32_t flags
+    uint32_t release_flags
+    uint64_t lock_owner
+
+
+cdef packed struct GetxattrIn:
+    uint32_t size
+    uint32_t padding
+
+
+cdef packed struct ForgetOne:
+    uint64_t nodeid
+    uint64_t nlookup
+
+
+cdef packed struct BatchForgetIn:
+    uint32_t count
+    uint32_t dummy
+
+
+cdef packed struct Dirent:
+    uint64_t ino
+    uint64_t off
+    uint32_t namelen
+    uint32_t type
