@@ -7,13 +7,10 @@ LANE = Extension(
     "overlayfs_py.wire.lane.lane",
     ["overlayfs_py/wire/lane/lane.pyx"],
     define_macros=[("_GNU_SOURCE", "1"), ("_FILE_OFFSET_BITS", "64")],
-    extra_compile_args=["-O2"],
     libraries=["pthread"],
-    optional=True,
 )
 
-setup(
-    ext_modules=cythonize(
-        [LANE], build_dir="build/cython", compiler_directives={"language_level": 3}
-    )
-)
+modules = cythonize([LANE], build_dir="build/cython")
+for module in modules:
+    module.optional = True  # which cythonize does not hand on
+setup(ext_modules=modules)
