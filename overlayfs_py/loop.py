@@ -1,4 +1,4 @@
-"""The event loop of a daemon: its mount, and the signals that end it. Runs in the main thread."""
+"""The event loop of a daemon with pyfuse3: its mount, and the signals that end it. Runs in the main thread."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(options: MountOptions, mountpoint: bytes, on_live: Callable[[], None]) -
                     nursery.cancel_scope.cancel()
 
             await nursery.start(_unmount_on_signal, mountpoint, nursery.cancel_scope)
-            await mount.serve(live)
+            await mount.serve_by_pyfuse3(live)
             nursery.cancel_scope.cancel()
 
     try:

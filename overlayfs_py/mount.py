@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from layerstore.marks import TRUSTED, USER, Marks
 from overlayfs_py import mountinfo
+from overlayfs_py.ending import Ending
 from overlayfs_py.errors import UserError
 from overlayfs_py.layers.directory import DirectoryLayer
 from overlayfs_py.layers.layer import Layer
@@ -143,63 +144,64 @@ class Mount:
         self.options = options
         self.mountpoint = mountpoint
 
-    async def serve(self, on_live: Callable[[], None]) -> None:
-        """Mount, and answer until the mount is gone or this is cancelled. Layers are open before
-        anything is mounted, so a mountpoint may cover one of them.
+    @contextmanager
+    def _attached(self) -> Iterator[tuple[Overlay, attach.Attached]]:
+        """Mounted within. Layers are open before anything is mounted, so a mountpoint may cover one of them.
 
-        Args:
-            on_live: called once in this thread, when the kernel has begun to talk to us.
-
-        Raises:
-            UserError: it cannot be mounted; nothing is left behind.
+        Raises UserError where it cannot be mounted; nothing is left behind.
         """
         overlay = build(self.options)
         try:
             attached = attach.attach(self.mountpoint, self._wishes())
             try:
-                await self._transport()(overlay, attached, on_live)
+                yield overlay, attached
             finally:
                 self._leave(attached)
         finally:
             overlay.close()
 
-    def _transport(
-        self,
-    ) -> Callable[[Overlay, attach.Attached, Callable[[], None]], Awaitable[None]]:
-        return self._by_device if self.options.transport == "device" else self._by_pyfuse3
+    def serve_by_device(self, ending: Ending, on_live: Callable[[], None]) -> None:
+        """Mount, and have threads answer until `ending` says that it is time.
 
-    async def _by_device(
-        self, overlay: Overlay, attached: attach.Attached, on_live: Callable[[], None]
-    ) -> None:
+        Args:
+            ending: marked when the mount is gone.
+            on_live: called once in this thread, when the kernel has begun to talk to us.
+
+        Raises:
+            UserError: it cannot be mounted; nothing is left behind.
+        """
         from overlayfs_py.wire.device import transport
         from overlayfs_py.wire.device.verbs import DeviceDispatch
 
-        await transport.serve(
-            DeviceDispatch(overlay, self.options.timeout),
-            attached.fd,
-            acl=not self.options.noacl,
-            read_only=self.options.upperdir is None,
-            passthrough=_is_admin(),
-            device=attached.device,
-            poll_us=self.options.poll_us,
-            on_live=on_live,
-        )
+        with self._attached() as (overlay, attached):
+            transport.serve(
+                DeviceDispatch(overlay, self.options.timeout),
+                attached.fd,
+                acl=not self.options.noacl,
+                read_only=self.options.upperdir is None,
+                passthrough=_is_admin(),
+                device=attached.device,
+                poll_us=self.options.poll_us,
+                on_live=on_live,
+                on_end=ending.mark,
+                wait=ending.wait,
+            )
 
-    async def _by_pyfuse3(
-        self, overlay: Overlay, attached: attach.Attached, on_live: Callable[[], None]
-    ) -> None:
+    async def serve_by_pyfuse3(self, on_live: Callable[[], None]) -> None:
+        """The same in an event loop, until the mount is gone or this is cancelled."""
         # Imported here: libfuse and its loop are this transport's alone.
         from overlayfs_py.wire import libfuse
         from overlayfs_py.wire.dispatch import Dispatch
         from overlayfs_py.wire.nodes import InodeNumbers
 
-        await libfuse.serve(
-            Dispatch(overlay, InodeNumbers(), self.options.timeout),
-            attached.fd,
-            acl=not self.options.noacl,
-            masks_here=attached.masks_here,
-            on_live=on_live,
-        )
+        with self._attached() as (overlay, attached):
+            await libfuse.serve(
+                Dispatch(overlay, InodeNumbers(), self.options.timeout),
+                attached.fd,
+                acl=not self.options.noacl,
+                masks_here=attached.masks_here,
+                on_live=on_live,
+            )
 
     def _wishes(self) -> attach.Wishes:
         options = self.options

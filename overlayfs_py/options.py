@@ -19,7 +19,7 @@ from overlayfs_py.option_words import DROPPED, DROPPED_AT_REMOUNT, REFUSED
 
 PROGRAM = "overlayfs-py"
 TRANSPORTS = ("auto", "device", "pyfuse3")
-TRANSPORT_DEFAULT = "pyfuse3"
+TRANSPORT_DEFAULT = "device"
 """What `auto` stands for: the one that every test has been through most often."""
 
 

@@ -8,6 +8,7 @@ import sys
 
 import trio
 
+from overlayfs_py.ending import Ending
 from overlayfs_py.mount import Mount
 from overlayfs_py.options import parse_mount_options
 
@@ -19,7 +20,11 @@ def _live() -> None:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     options = parse_mount_options([sys.argv[1]])
-    trio.run(Mount(options, os.fsencode(sys.argv[2])).serve, _live)
+    mount = Mount(options, os.fsencode(sys.argv[2]))
+    if options.transport == "pyfuse3":
+        trio.run(mount.serve_by_pyfuse3, _live)
+    else:
+        mount.serve_by_device(Ending(), _live)
 
 
 if __name__ == "__main__":

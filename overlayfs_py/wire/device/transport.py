@@ -1,4 +1,4 @@
-"""Serves one mount through /dev/fuse: INIT, the session, the end. Runs in the trio thread."""
+"""Serves one mount through /dev/fuse: INIT, the session, the end. Blocks; runs in the main thread."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import logging
 import os
 import select
 from collections.abc import Callable
-
-import trio
 
 from overlayfs_py.errors import OverlayError, UserError
 from overlayfs_py.wire.device import negotiate, patience, replies
@@ -27,7 +25,7 @@ READERS = 1
 """One does it while verbs run one at a time; each further one wakes for nothing."""
 
 
-async def serve(
+def serve(
     dispatch: DeviceDispatch,
     fuse_fd: int,
     *,
@@ -36,6 +34,8 @@ async def serve(
     passthrough: bool,
     device: bytes = b"",
     on_live: Callable[[], None],
+    on_end: Callable[[], None],
+    wait: Callable[[], None],
     readers: int = READERS,
     poll_us: int | None = None,
 ) -> None:
@@ -48,6 +48,8 @@ async def serve(
         passthrough: this process may hand files to the kernel (CAP_SYS_ADMIN in the initial user namespace).
         device: `major:minor` of the mount, b"" if that is not known.
         on_live: called in this thread when requests are being answered.
+        on_end: called from a reader's thread when the mount is gone.
+        wait: blocks until then, or until the mount is to be given up.
         readers: threads that read requests.
         poll_us: how long one of them looks for the next request before it sleeps; None: as long as it pays.
 
@@ -59,42 +61,31 @@ async def serve(
         terms = _agree(fuse_fd, Wanted(acl=acl, caching=caching, passthrough=passthrough))
         log.debug("FUSE 7.%d, %s", terms.minor, terms.flags)
         _read_ahead(device, terms.write_max)
-        await _run(dispatch, fuse_fd, terms, read_only, on_live, readers, patience.poll_us(poll_us))
+        laned = _laned(dispatch, terms, read_only) if readers == 1 else None
+        session = Session(
+            dispatch,
+            fuse_fd,
+            terms,
+            on_end,
+            readers=readers,
+            poll_us=patience.poll_us(poll_us),
+            laned=laned,
+        )
+        if terms.passthrough:
+            dispatch.backings = Backings(fuse_fd, read_only=read_only, changed=session.node_changed)
+        session.start()
+        try:
+            on_live()
+            wait()
+        finally:
+            session.stop()
+            if dispatch.backings is not None:
+                dispatch.backings.close()
+            if laned is not None:
+                laned.lane.close()
     finally:
         dispatch.close()
         os.close(fuse_fd)
-
-
-async def _run(
-    dispatch: DeviceDispatch,
-    fd: int,
-    terms: Terms,
-    read_only: bool,
-    on_live: Callable[[], None],
-    readers: int,
-    poll_us: int,
-) -> None:
-    gone = trio.Event()
-    token = trio.lowlevel.current_trio_token()
-
-    def ended() -> None:
-        token.run_sync_soon(gone.set)
-
-    laned = _laned(dispatch, terms, read_only) if readers == 1 else None
-    session = Session(dispatch, fd, terms, ended, readers=readers, poll_us=poll_us, laned=laned)
-    if terms.passthrough:
-        dispatch.backings = Backings(fd, read_only=read_only, changed=session.node_changed)
-    session.start()
-    try:
-        on_live()
-        await gone.wait()
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(session.stop)
-        if dispatch.backings is not None:
-            dispatch.backings.close()
-        if laned is not None:
-            laned.lane.close()
 
 
 def _laned(dispatch: DeviceDispatch, terms: Terms, read_only: bool) -> Laned | None:
