@@ -14,6 +14,9 @@ from typing import Any
 RESTARTS_MAX = 64
 """A verb that faults more often than this does not progress: that is a bug, answered with EIO."""
 
+THREADS_MAX = 32
+"""How many works of one mount go on at a time: enough to keep a disk's queue filled."""
+
 
 class Fault(Exception):
     """Slow work that stands between a verb and its answer.

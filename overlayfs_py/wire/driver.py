@@ -10,13 +10,10 @@ from typing import Any, TypeVar
 
 import trio
 
-from overlayfs_py.overlay.faults import RESTARTS_MAX, Fault
+from overlayfs_py.overlay.faults import RESTARTS_MAX, THREADS_MAX, Fault
 from overlayfs_py.wire.dispatch import Call, Dispatch
 
 T = TypeVar("T")
-
-THREADS_MAX = 32
-"""Enough to keep a disk's queue filled; each waiting copy-up or cold read holds one."""
 
 
 class Driver:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from overlayfs_py.overlay.faults import RESTARTS_MAX, Fault
+from overlayfs_py.overlay.faults import RESTARTS_MAX, THREADS_MAX, Fault
 from overlayfs_py.wire.device import protocol, replies
 from overlayfs_py.wire.device.laned import Laned
 from overlayfs_py.wire.device.negotiate import BUFFER_SIZE, WRITE_MAX, Terms
@@ -30,7 +30,6 @@ from overlayfs_py.wire.device.protocol import FORGET_ONE, IN_HEADER, NO_REPLY, O
 from overlayfs_py.wire.device.requests import Header, Prepared, Reply, Requests, malformed, name_of
 from overlayfs_py.wire.device.verbs import DeviceDispatch
 from overlayfs_py.wire.dispatch import Refused
-from overlayfs_py.wire.driver import THREADS_MAX
 
 if TYPE_CHECKING:
     from overlayfs_py.overlay.node import Node
