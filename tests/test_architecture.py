@@ -29,7 +29,7 @@ ROOMS = {
         "protection",
         "remount",
     ],
-    "mount": ["mount"],
+    "mount": ["ending", "mount"],
     "options": [
         "escaping",
         "holds",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from overlayfs_py import client, holds, loop, mountinfo, registry
+from overlayfs_py import client, holds, mount, mountinfo, registry
 from overlayfs_py.errors import UserError
 from overlayfs_py.options import MountOptions, parse_mount_options
 from tests.command.command import COMMAND, ROOT
@@ -53,7 +53,7 @@ def test_a_bug_leaves_a_traceback_in_the_log_and_one_line_here(
         os.write(2, b"fuse: the library\nsays why\n")
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(loop, "run", broken)
+    monkeypatch.setattr(mount.Mount, "serve_by_device", broken)
     with pytest.raises(UserError) as caught:
         client.start(options(base), os.fsencode(base / "m"))
     assert str(caught.value) == f"fuse: the library; says why (see {runtime}/log)"
@@ -66,7 +66,9 @@ def test_a_bug_leaves_a_traceback_in_the_log_and_one_line_here(
 
 
 def test_a_daemon_that_is_killed_is_reported(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "run", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(
+        mount.Mount, "serve_by_device", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    )
     with pytest.raises(UserError, match="was killed by signal 9 before the mount was live"):
         client.start(options(base), os.fsencode(base / "m"))
     assert registry.live() == []
@@ -80,7 +82,7 @@ def test_a_caller_that_is_killed_leaves_no_mount(base: Path, runtime: Path) -> N
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     try:
-        # Its record comes before the event loop is even imported.
+        # Its record comes before the mount.
         eventually(lambda: registry.live() != [])
     finally:
         process.kill()
