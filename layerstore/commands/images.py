@@ -1,0 +1,123 @@
+"""What is in the store, and its names: `images`, `inspect`, `tag`, `rm`, `uppers`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import Any
+
+from layerstore.commands.output import complain, print_json, print_table, size, summary, when
+from layerstore.commands.parsing import Commands, open_store
+from layerstore.errors import StoreError, show
+from layerstore.refs import short_id
+from layerstore.store import Image
+
+log = logging.getLogger(__name__)
+
+
+def add(commands: Commands) -> None:
+    """Add the commands to the parser."""
+    commands.add("images", _images, "list the images", aliases=["ls"])
+    one = commands.add("inspect", _inspect, "show an image and its layers")
+    one.add_argument("image", metavar="IMAGE")
+    one = commands.add("tag", _tag, "give an image one more name")
+    one.add_argument("image", metavar="IMAGE")
+    one.add_argument("name", metavar="NAME[:TAG]")
+    one = commands.add("rm", _rm, "remove images, or named uppers")
+    one.add_argument("names", metavar="IMAGE", nargs="+")
+    one.add_argument("--force", "-f", action="store_true", help="by id, whatever tags it has")
+    one.add_argument("--upper", action="store_true", help="remove named uppers, not images")
+    commands.add("uppers", _uppers, "list the named uppers")
+
+
+def _images(arguments: argparse.Namespace) -> int:
+    with open_store(arguments) as store:
+        images = store.images()
+    if arguments.json:
+        print_json([summary(image) for image in images])
+        return 0
+    rows = [
+        (tag, short_id(image.id), str(len(image.layers)), size(image.size), when(image))
+        for image in images
+        for tag in image.tags or ["<none>"]
+    ]
+    print_table(("NAME", "ID", "LAYERS", "SIZE", "IMPORTED"), rows)
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    with open_store(arguments) as store:
+        image = store.resolve(arguments.image)
+    if arguments.json:
+        print_json(_details(image))
+        return 0
+    print("id:      ", image.id)
+    print("tags:    ", ", ".join(image.tags) or "none")
+    system = [image.config.get("os"), image.config.get("architecture")]
+    print("platform:", show("/".join(str(part) for part in system if part)))
+    print("source:  ", image.source)
+    print("imported:", when(image))
+    print("index:   ", show(image.image_index))
+    print("size:    ", size(image.size))
+    print("layers, top first:")
+    for number in range(len(image.layers), 0, -1):
+        layer = image.layers[number - 1]
+        entries = f"{layer.entries} entries"
+        print(f"  {number:3} {layer.diff_id}  {entries:>15}  {size(layer.content_size)}")
+    return 0
+
+
+def _details(image: Image) -> dict[str, Any]:
+    layers = [
+        {**layer._asdict(), "index": show(path)}
+        for layer, path in zip(image.layers, image.layer_indexes, strict=True)
+    ]
+    return {
+        **summary(image),
+        "chain_id": image.chain_id,
+        "index": show(image.image_index),
+        "layers": layers,
+        "config": image.config,
+    }
+
+
+def _tag(arguments: argparse.Namespace) -> int:
+    with open_store(arguments) as store:
+        store.tag(arguments.image, arguments.name)
+    return 0
+
+
+def _rm(arguments: argparse.Namespace) -> int:
+    status = 0
+    objects = freed = 0
+    with open_store(arguments) as store:
+        for name in arguments.names:
+            try:
+                if arguments.upper:
+                    store.remove_upper(name)
+                    continue
+                done = store.remove(name, force=arguments.force)
+            except StoreError as error:
+                status = complain(str(error))
+                continue
+            if done is None:
+                log.warning("an import is running: what %s took is freed after it", name)
+            else:
+                objects, freed = objects + done.objects, freed + done.bytes
+    if arguments.json:
+        print_json({"objects": objects, "bytes": freed})
+    elif objects:
+        print(f"freed {size(freed)} in {objects} objects")
+    return status
+
+
+def _uppers(arguments: argparse.Namespace) -> int:
+    with open_store(arguments) as store:
+        uppers = store.uppers()
+        images = {image.id: image for image in store.images()}
+    if arguments.json:
+        print_json([{"name": name, "image": image_id} for name, image_id in uppers.items()])
+        return 0
+    rows = [(name, images[image_id].name) for name, image_id in uppers.items()]
+    print_table(("NAME", "IMAGE"), rows)
+    return 0

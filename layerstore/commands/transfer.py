@@ -1,0 +1,52 @@
+"""Images into the store and out of it: `import`."""
+
+from __future__ import annotations
+
+import argparse
+
+from layerstore.commands.output import print_json, progress_bars, summary
+from layerstore.commands.parsing import Commands, open_store
+
+_SOURCES = """
+sources, as skopeo spells them:
+  oci-archive:PATH[:TAG]               an OCI layout in a tar (podman save --format oci-archive)
+  oci:DIR[:TAG]                        an OCI layout in a directory (umoci, buildah push oci:)
+  docker-archive:PATH[:NAME:TAG|:@N]   what docker save and podman save write
+  tar:PATH                             a root file system in a tar; - is standard input
+  dir:PATH                             a root file system in a directory
+A PATH alone is looked at. Archives and layers may be plain, gzip or zstd.
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add the commands to the parser."""
+    one = commands.add(
+        "import",
+        _import,
+        "bring an image into the store",
+        epilog=_SOURCES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one.add_argument("source", metavar="SOURCE")
+    one.add_argument("--tag", "-t", metavar="NAME[:TAG]", help="the name it gets")
+    one.add_argument(
+        "--absolute-names",
+        "-P",
+        action="store_true",
+        help="take absolute names in a layer as below the root of the image",
+    )
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    with open_store(arguments, create=True) as store, progress_bars() as progress:
+        image = store.import_image(
+            arguments.source,
+            arguments.tag,
+            progress,
+            absolute_names=arguments.absolute_names,
+        )
+    if arguments.json:
+        print_json(summary(image))
+    else:
+        print(image.id, *image.tags)
+    return 0
