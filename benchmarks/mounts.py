@@ -32,7 +32,7 @@ class Layers:
 
 @dataclass(slots=True)
 class Mounted:
-    """A live mount. `root` is what to work in, `upper` where changes go (None: plain)."""
+    """A live mount. `root` is what to work in, `upper` where changes go (None: nowhere of its own)."""
 
     spec: Spec
     root: Path
@@ -65,12 +65,17 @@ class Mounter:
 
     @contextmanager
     def mounted(
-        self, spec: Spec, layers: Layers, place: Path, plain: Path | None = None
+        self,
+        spec: Spec,
+        layers: Layers,
+        place: Path,
+        plain: Path | None = None,
+        read_only: bool = False,
     ) -> Iterator[Mounted]:
         """Mounts `layers` with a fresh upper below `place`, both gone at the end.
 
-        The plain directory has `layers` merged by copying; `plain` is such a copy that may be
-        used again. Raises CannotMeasure with the reason where the mount fails.
+        `read_only` mounts have no upper. The plain directory has `layers` merged by copying;
+        `plain` is such a copy that may be used again. Raises CannotMeasure with the reason where the mount fails.
         """
         if spec.kind == PLAIN and plain is not None:
             yield Mounted(spec, plain, None, [])
@@ -83,7 +88,7 @@ class Mounter:
                 copy_merged(layers, home / "merged")
                 yield Mounted(spec, home / "merged", None, [])
                 return
-            mount = self._mount(spec, layers, home)
+            mount = self._mount(spec, layers, home, read_only)
             try:
                 yield mount
             finally:
@@ -93,9 +98,10 @@ class Mounter:
                 scratch.unmount(mountpoint)
             shutil.rmtree(home)
 
-    def _mount(self, spec: Spec, layers: Layers, home: Path) -> Mounted:
-        upper, work, root = home / "upper", home / "work", home / "merged"
-        for directory in (upper, work, root):
+    def _mount(self, spec: Spec, layers: Layers, home: Path, read_only: bool) -> Mounted:
+        work, root = home / "work", home / "merged"
+        upper = None if read_only else home / "upper"
+        for directory in (root, *((upper, work) if upper is not None else ())):
             directory.mkdir()
         argv = spec.mount_command(list(layers.names), upper, work, root)
         finished = commands.run(

@@ -87,7 +87,7 @@ def _sample(
     end = time.monotonic() + options.seconds
     number = 0
     while number == 0 or time.monotonic() < end:
-        with mounter.mounted(spec, layers, base) as live:
+        with mounter.mounted(spec, layers, base, read_only=cell.variant.read_only) as live:
             watcher = _watch(live, stacks / str(number), options.idle)
             try:
                 arena = Arena(spec, layers, base, forge, mounter, live)

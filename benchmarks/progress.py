@@ -1,4 +1,4 @@
-"""Shows how a run gets on: a bar on a terminal, a line a round elsewhere."""
+"""Shows how a run gets on: a bar on a terminal, a line now and then elsewhere."""
 
 import time
 from types import TracebackType
@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from benchmarks.report import words
+
+LINE_EVERY_S = 60.0  # where there is no terminal
 
 
 class Progress:
@@ -27,7 +29,8 @@ class Progress:
             transient=True,
         )
         self._task = self._bar.add_task("starting", total=None)
-        self._began = time.monotonic()
+        self._began = self._said = time.monotonic()
+        self._samples, self._taken = 0, 0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -44,13 +47,18 @@ class Progress:
     def begin(self, samples: int) -> None:
         """So many samples are about to be taken."""
         self._bar.update(self._task, total=samples)
-        self._began = time.monotonic()
+        self._samples = samples
+        self._began = self._said = time.monotonic()
 
     def sample(self, round_number: int, row: str, subject: str) -> None:
         """This sample is about to be taken."""
         where = f"round {round_number + 1} of {self._rounds}: {row} of {subject}"
-        done = self._bar.tasks[0].completed if self._bar.tasks[0].started else 0
-        self._bar.update(self._task, description=where, completed=done + 1)
+        self._bar.update(self._task, description=where, completed=self._taken)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._said > LINE_EVERY_S:
+            self._said = now
+            self.note(f"{self._taken} of {self._samples} samples; {where}")
+        self._taken += 1
 
     def note(self, text: str) -> None:
         """One line that the user should see."""

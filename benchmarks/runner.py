@@ -295,7 +295,8 @@ def _measure(
         return workload.measure(arena, parameters)
     reusable = spec.kind == subjects.PLAIN and not workload.changes
     plain = state.forge.merged(layers) if reusable else None
-    with state.mounter.mounted(spec, layers, place, plain) as arena.live:
+    read_only = cell.variant.read_only
+    with state.mounter.mounted(spec, layers, place, plain, read_only) as arena.live:
         return workload.measure(arena, parameters)
 
 

@@ -22,7 +22,7 @@ STORES = ("skopeo", "umoci")
 
 # What `--subject` may be left out for. The plain directory is the floor and the baseline.
 QUICK = ("plain", "kernel", "fuse-overlayfs", "ours")
-FULL = (*QUICK, "ours,transport=pyfuse3", "ours,transport=device", "ours,timeout=0", *STORES)
+FULL = (*QUICK, "ours,transport=pyfuse3", "ours,poll_us=0", "ours,timeout=0", *STORES)
 
 SPELLING = "[LABEL=]plain|kernel|ours|skopeo|umoci|PROGRAM[,MOUNT OPTION...]"
 
@@ -38,10 +38,15 @@ class Spec:
     lookup_delay_ns: int = 0
 
     def mount_command(
-        self, lowers: list[str], upper: Path, work: Path, mountpoint: Path
+        self, lowers: list[str], upper: Path | None, work: Path, mountpoint: Path
     ) -> list[str]:
-        """The command that mounts `lowers` (top first, relative to where it is run)."""
-        words = [f"lowerdir={':'.join(lowers)}", f"upperdir={upper}", f"workdir={work}"]
+        """The command that mounts `lowers` (top first, relative to where it is run).
+
+        Without `upper` the mount is read-only.
+        """
+        words = [f"lowerdir={':'.join(lowers)}"]
+        if upper is not None:
+            words += [f"upperdir={upper}", f"workdir={work}"]
         joined = ",".join([*words, *self.options])
         if self.kind == KERNEL:
             return ["mount", "-t", "overlay", "overlay", "-o", joined, str(mountpoint)]

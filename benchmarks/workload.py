@@ -31,7 +31,8 @@ class Variant:
 
     `bases` are the file systems it runs on unless the user names others, `quick` those of a quick
     run; `seconds` a guess at one sample without mounting, for the estimate; `space` the bytes its
-    layers, an upper and a plain copy may need together on the base.
+    layers, an upper and a plain copy may need together on the base. `read_only` mounts have no
+    upper; the kernel's overlayfs then asks for two layers at least.
     """
 
     parameters: dict[str, Parameter]
@@ -39,6 +40,7 @@ class Variant:
     quick: tuple[str, ...] = ()
     seconds: float = 0.2
     space: int = 64 << 20
+    read_only: bool = False
 
 
 def works_in_a_tree(spec: Spec) -> bool:

@@ -1,7 +1,9 @@
 """Moving data through one open file, by fio: what a program pays that already has its file open.
 
-Reads are of a lower file whose pages are cached below the union; writes are to a file that was
-made through the mount. One job, one request at a time, so that the mean latency is the cost of a
+Reads are the first of a lower file whose pages are cached below the union; `cache=filled` ones come
+after the whole file was read through the mount. `of=read-only` mounts the same layers without an
+upper, `of=upper` reads what was written through the mount. Writes are to a file that was made
+through the mount. One job, one request at a time, so that the mean latency is the cost of a
 request; given per MiB. `write-fsync` is 4 KiB and an fsync(2) after each, per request.
 """
 
@@ -25,7 +27,8 @@ from benchmarks.workload import (
 )
 
 MIB = 1 << 20
-FILE_BYTES = 128 * MIB
+FILE_BYTES = 256 * MIB
+UPPER, READ_ONLY, FILLED = "upper", "read-only", "filled"
 
 
 class _Latency(msgspec.Struct):
@@ -81,13 +84,10 @@ KINDS = {
 
 
 def lay(site: Site, parameters: Parameters) -> list[str]:
-    """The file to read."""
-    layer = site.layer("0")
-    block = bytes(range(256)) * (MIB // 256)
-    with open(layer / "data", "wb") as file:
-        for _ in range(FILE_BYTES // MIB):
-            file.write(block)
-    return ["0"]
+    """The file to read, and below it a layer with nothing: one alone cannot be mounted read-only."""
+    fill(site.layer("0") / "data")
+    site.layer("1")
+    return ["0", "1"]
 
 
 def measure(arena: Arena, parameters: Parameters) -> dict[str, Measurement]:
@@ -95,11 +95,7 @@ def measure(arena: Arena, parameters: Parameters) -> dict[str, Measurement]:
     kind = KINDS[text(parameters, "call")]
     block = integer(parameters, "block")
     reading = "read" in kind.rw
-    warm(arena.layers.paths()[0] / "data")
-    target = arena.root / ("data" if reading else "new")
-    if kind.rw == "randwrite" or (kind.engine == "mmap" and not reading):
-        with open(target, "wb") as file:
-            file.truncate(FILE_BYTES)
+    target = to_read(arena, parameters) if reading else to_write(arena, kind)
     argv = job(kind, block, target, arena.place / "fio")
     before = arena.mount.daemon_cpu_s()
     finished = commands.must(commands.run(argv))
@@ -122,6 +118,37 @@ def measure(arena: Arena, parameters: Parameters) -> dict[str, Measurement]:
             extra={"per_request_us": wall_ns / 1e3 / way.total_ios},
         )
     }
+
+
+def to_read(arena: Arena, parameters: Parameters) -> Path:
+    """The file that is read, as cached as the row wants it."""
+    target = arena.root / "data"
+    if parameters.get("of") == UPPER:
+        target = arena.root / "new"
+        fill(target)
+        arena.drop_caches()  # with the inode go the pages that writing may have left in the union
+    else:
+        warm(arena.layers.paths()[0] / "data")
+    if parameters.get("cache") == FILLED:
+        warm(target)
+    return target
+
+
+def to_write(arena: Arena, kind: _Kind) -> Path:
+    """The file that is written: new, or as long as it will be where fio does not extend it."""
+    target = arena.root / "new"
+    if kind.rw == "randwrite" or kind.engine == "mmap":
+        with open(target, "wb") as file:
+            file.truncate(FILE_BYTES)
+    return target
+
+
+def fill(path: Path) -> None:
+    """Writes the file that is read."""
+    block = bytes(range(256)) * (MIB // 256)
+    with open(path, "wb") as file:
+        for _ in range(FILE_BYTES // MIB):
+            file.write(block)
 
 
 def job(kind: _Kind, block: int, target: Path, place: Path) -> list[str]:
@@ -150,13 +177,14 @@ def job(kind: _Kind, block: int, target: Path, place: Path) -> list[str]:
 
 
 def warm(path: Path) -> None:
-    """Reads a file below the union, so that its pages are cached there."""
+    """Reads a whole file, so that its pages are cached where it was read."""
     with open(path, "rb") as file:
         while file.read(MIB):
             pass
 
 
 SPACE = 3 * FILE_BYTES
+READS = (("read", 4096), ("read", MIB), ("randread", 4096), ("randread", MIB), ("mmap-read", 4096))
 WORKLOAD = Workload(
     name="data",
     family="Data",
@@ -177,6 +205,23 @@ WORKLOAD = Workload(
             ("mmap-write", 4096, ("tmpfs", "disk"), (), 1.0),
             ("write-fsync", 4096, ("disk",), (), 1.5),
         )
+    )
+    + tuple(
+        Variant(
+            {"call": call, "of": of, "cache": cache, "block": block},
+            ("tmpfs",),
+            seconds=1.0,
+            space=SPACE,
+            read_only=of == READ_ONLY,
+        )
+        for of, cache in (
+            ("lower", FILLED),
+            (READ_ONLY, "first"),
+            (READ_ONLY, FILLED),
+            (UPPER, "first"),
+            (UPPER, FILLED),
+        )
+        for call, block in READS
     ),
     lay=lay,
     measure=measure,

@@ -89,6 +89,7 @@ def test_mount_commands_are_those_of_the_programs() -> None:
         *("mount", "-t", "overlay", "overlay"),
         *("-o", "lowerdir=0:1,upperdir=/u,workdir=/w,index=on", "/m"),
     ]
+    assert parse("kernel").mount_command(["0", "1"], None, *place[1:])[5] == "lowerdir=0:1"
     assert parse("/bin/x").mount_command(["0"], *place) == [
         *("/bin/x", "-o", "lowerdir=0,upperdir=/u,workdir=/w", "/m"),
     ]

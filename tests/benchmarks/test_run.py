@@ -101,6 +101,14 @@ def test_four_hundred_layers_fit_a_mount_command(directory: Path) -> None:
     assert len(found.samples) == 1
 
 
+def test_a_read_only_row_mounts_without_an_upper(directory: Path) -> None:
+    row = "data/call=mmap-read/of=read-only/cache=first/block=4096@tmpfs"
+    found = run(
+        directory, "--only", row, "--subject", "plain", "--subject", "kernel", "--rounds", "1"
+    )
+    assert [sample.subject for sample in found.samples] == ["plain", "kernel"]
+
+
 def test_a_time_limit_ends_a_run_with_what_it_has(directory: Path) -> None:
     arguments = ["--only", ROW, "--subject", "plain", "--rounds", "100000", "--limit", "0.03"]
     began = time.monotonic()
