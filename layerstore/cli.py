@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from layerstore.commands import (
     images,
+    leases,
     transfer,
     upkeep,
 )
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     for subject in (
         transfer,
         images,
+        leases,
         upkeep,
     ):
         subject.add(commands)

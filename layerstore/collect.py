@@ -1,6 +1,6 @@
 """Collection: deletes indexes and objects that nothing refers to.
 
-An index is needed while a row names it or somebody has it open (see `Index`); an object while an
+An index is needed while a row names it or somebody has it open (see `in_use`); an object while an
 index that is needed refers to it. Runs with imports kept out (`session.exclusive`).
 """
 
@@ -10,7 +10,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from layerstore import digests, session
+from layerstore import digests, in_use, session
 from layerstore.index.reader import Index, Object
 from layerstore.objects import Objects
 from layerstore.refs import Refs
@@ -58,7 +58,7 @@ def _collect(root: bytes, refs: Refs) -> Collected:
     live: set[bytes] = set()
     try:
         for path in _indexes(root):
-            held = None if path in needed else session.try_lock(path)
+            held = None if path in needed else in_use.claim(path)
             if held is None:
                 live |= objects_of(path)
             else:

@@ -1,4 +1,4 @@
-"""Names of images and named uppers, as users write them. Pure functions.
+"""Names of images, named uppers and leases, as users write them. Pure functions.
 
 Source of the grammar: the distribution project's `reference` package (docker and podman).
 """
@@ -13,7 +13,7 @@ _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _DOMAIN = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]+)?"
 _NAME = rf"(?:{_DOMAIN}/)?{_COMPONENT}(?:/{_COMPONENT})*"
 _REFERENCE = re.compile(rf"(?P<name>{_NAME})(?::(?P<tag>[\w][\w.-]{{0,127}}))?", re.ASCII)
-_UPPER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
+_PLAIN = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
 _HEX = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
 
 
@@ -48,8 +48,21 @@ def check_upper_name(name: str) -> str:
     Raises:
         StoreError: it cannot name an upper.
     """
-    if _UPPER.fullmatch(name) is None:
+    if _PLAIN.fullmatch(name) is None:
         raise StoreError(
             f"{show(name)!r} is no name for an upper: letters, digits, and _ . - after the first"
+        )
+    return name
+
+
+def check_lease_name(name: str) -> str:
+    """`name` itself.
+
+    Raises:
+        StoreError: it cannot name a lease.
+    """
+    if _PLAIN.fullmatch(name) is None:
+        raise StoreError(
+            f"{show(name)!r} is no name for a lease: letters, digits, and _ . - after the first"
         )
     return name

@@ -1,4 +1,4 @@
-"""What the store knows by name: tags, images, layers and named uppers, in SQLite (WAL).
+"""What the store knows by name: tags, images, layers, named uppers and leases, in SQLite (WAL).
 
 A row is written only after everything it speaks of is on the disk, and all rows of an image in one
 transaction: a reader sees an image whole or not at all. One thread per `Refs`; any number of
@@ -14,48 +14,10 @@ import urllib.parse
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from layerstore import schema
 from layerstore.errors import ImageInUse, StoreError, show
 
-SCHEMA_VERSION = 1
 _BUSY_SECONDS = 60
-
-_SCHEMA = """
-CREATE TABLE layers (
-    diff_id TEXT PRIMARY KEY,
-    tar_size INTEGER NOT NULL,
-    content_size INTEGER NOT NULL,
-    entries INTEGER NOT NULL,
-    index_digest TEXT NOT NULL
-) STRICT;
-CREATE TABLE chains (
-    chain_id TEXT PRIMARY KEY,
-    index_digest TEXT NOT NULL
-) STRICT;
-CREATE TABLE images (
-    id TEXT PRIMARY KEY,
-    chain_id TEXT NOT NULL REFERENCES chains,
-    config BLOB NOT NULL,
-    manifest BLOB NOT NULL,
-    source TEXT NOT NULL,
-    imported_ns INTEGER NOT NULL
-) STRICT;
-CREATE TABLE image_layers (
-    image_id TEXT NOT NULL REFERENCES images ON DELETE CASCADE,
-    position INTEGER NOT NULL,
-    diff_id TEXT NOT NULL REFERENCES layers,
-    PRIMARY KEY (image_id, position)
-) STRICT;
-CREATE INDEX image_layers_by_layer ON image_layers (diff_id);
-CREATE TABLE tags (
-    name TEXT PRIMARY KEY,
-    image_id TEXT NOT NULL REFERENCES images ON DELETE CASCADE
-) STRICT;
-CREATE TABLE uppers (
-    name TEXT PRIMARY KEY,
-    image_id TEXT NOT NULL REFERENCES images,
-    made_ns INTEGER NOT NULL
-) STRICT;
-"""
 
 
 class LayerRow(NamedTuple):
@@ -78,6 +40,20 @@ class ImageRow(NamedTuple):
     manifest: bytes
     source: str
     imported_ns: int
+
+
+class LeaseRow(NamedTuple):
+    """A lease; see `layerstore.leases`. `boot_id`, `mountpoint` and `upper`: of a mount of the
+    kernel's."""
+
+    name: str
+    image_id: str
+    owner: str
+    made_ns: int
+    expires_ns: int | None
+    boot_id: str | None
+    mountpoint: bytes | None
+    upper: str | None
 
 
 class Refs:
@@ -117,26 +93,24 @@ class Refs:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
             version = self._version()
-            if version == 0:
+            if version < schema.VERSION:
                 with self.transaction():
-                    version = self._version() or self._make()
+                    # Another process may have been faster.
+                    version = self._version()
+                    if version < schema.VERSION:
+                        schema.upgrade(self._db, version)
+                        version = schema.VERSION
         except sqlite3.DatabaseError as error:
             raise StoreError(f"{show(self._path)}: {error}") from None
-        if version != SCHEMA_VERSION:
+        if version != schema.VERSION:
             raise StoreError(
                 f"{show(self._path)}: the store has version {version}, this program knows"
-                f" {SCHEMA_VERSION}: use a newer one"
+                f" {schema.VERSION}: use a newer one"
             )
 
     def _version(self) -> int:
         version: int = self._db.execute("PRAGMA user_version").fetchone()[0]
         return version
-
-    def _make(self) -> int:
-        for statement in _SCHEMA.split(";"):
-            self._db.execute(statement)
-        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        return SCHEMA_VERSION
 
     def close(self) -> None:
         """Close the database."""
@@ -263,6 +237,25 @@ class Refs:
     def remove_upper(self, name: str) -> None:
         """Forget a named upper. Inside a transaction."""
         self._db.execute("DELETE FROM uppers WHERE name = ?", (name,))
+
+    # --- leases
+
+    def leases(self) -> list[LeaseRow]:
+        """All leases, ended ones too, the oldest first."""
+        query = "SELECT * FROM leases ORDER BY made_ns, name"
+        return [LeaseRow(*row) for row in self._db.execute(query)]
+
+    def add_lease(self, lease: LeaseRow) -> None:
+        """Add a lease. Inside a transaction.
+
+        Raises:
+            sqlite3.IntegrityError: its name is taken, or the image is not there.
+        """
+        self._db.execute("INSERT INTO leases VALUES (?, ?, ?, ?, ?, ?, ?, ?)", lease)
+
+    def remove_lease(self, name: str) -> None:
+        """Forget a lease. Inside a transaction."""
+        self._db.execute("DELETE FROM leases WHERE name = ?", (name,))
 
 
 def short_id(image_id: str) -> str:

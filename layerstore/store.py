@@ -1,6 +1,6 @@
 """`Store`: images by name, and everything needed to mount one.
 
-    ROOT/refs.sqlite        tags, images, layers, named uppers (refs)
+    ROOT/refs.sqlite        tags, images, layers, named uppers, leases (refs)
     ROOT/objects/ab/cd...   content by SHA-256 (objects)
     ROOT/layers/DIFF.erofs  the index of each layer
     ROOT/images/CHAIN.erofs the index of each image, its layers merged, by chain id
@@ -21,10 +21,11 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from layerstore import collect, names, session
+from layerstore import collect, in_use, names, session
 from layerstore.collect import IMAGES, LAYERS, Collected, index_path
 from layerstore.errors import ImageInUse, ImageUnknown, StoreError, show
 from layerstore.index.reader import Index
+from layerstore.leases import Leases
 from layerstore.marks import TRUSTED
 from layerstore.objects import Objects
 from layerstore.refs import ImageRow, LayerRow, Refs, short_id
@@ -95,6 +96,7 @@ class Store:
         self.root = root
         self.objects_dir = os.path.join(root, b"objects")
         self._refs = refs
+        self.leases = Leases(root, refs)
         self.close = weakref.finalize(self, refs.close)
 
     @classmethod
@@ -244,7 +246,7 @@ class Store:
 
         Raises:
             ImageUnknown: no such image.
-            ImageInUse: a mount or a named upper needs it, or several tags name it.
+            ImageInUse: a mount, a lease or a named upper needs it, or several tags name it.
         """
         with self._refs.transaction():
             row, tags = self._find(name)
@@ -258,6 +260,7 @@ class Store:
                     f"image {short_id(row.id)} has the tags {', '.join(its_tags)}: remove those, or"
                     " use --force"
                 )
+            self.leases.refuse_held(row)
             if not self._is_chain_shared(row):
                 _refuse_in_use(row, index_path(self.root, IMAGES, row.chain_id))
             self._refs.remove_image(row.id)
@@ -284,6 +287,7 @@ class Store:
             IndexCorrupt: an index cannot be read; nothing was deleted.
         """
         session.sweep(self.root)
+        self.leases.settle()
         return collect.collect(self.root, self._refs)
 
     def _tidy(self) -> None:
@@ -348,6 +352,12 @@ class Store:
         with contextlib.ExitStack() as stack, self._refs.transaction():
             if name not in self._refs.uppers():
                 raise StoreError(f"there is no named upper {name} in {show(self.root)}")
+            mountpoint = self.leases.mount_of_upper(name)
+            if mountpoint is not None:
+                raise StoreError(
+                    f"the named upper {name} is mounted by the kernel on {show(mountpoint)}:"
+                    " unmount it first"
+                )
             if os.path.exists(directory):
                 # A mount holds a lock on both for as long as it lives.
                 for part in (b"upper", b"work"):
@@ -384,7 +394,7 @@ def _make(path: bytes) -> None:
 
 def _refuse_in_use(row: ImageRow, path: bytes) -> None:
     try:
-        held = session.try_lock(path) if os.path.exists(path) else -1
+        held = in_use.claim(path) if os.path.exists(path) else -1
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EROFS):
             raise

@@ -56,6 +56,16 @@ class Commands:
         made.set_defaults(function=function)
         return made
 
+    def group(self, name: str, summary: str) -> Commands:
+        """Add a command that has commands of its own; returns those, none as yet."""
+        made = self._subparsers.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:]
+        )
+        inner = Commands.__new__(Commands)
+        inner._subparsers = made.add_subparsers(metavar="COMMAND", required=True)
+        inner._place = self._place
+        return inner
+
 
 def open_store(arguments: argparse.Namespace, *, create: bool = False) -> Store:
     """The store that the command line means; see `Store.open`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from layerstore import names, session, store
+from layerstore import names, schema, session, store
 from layerstore.digests import chain_id
 from layerstore.errors import (
     ImageInUse,
@@ -299,7 +299,7 @@ def test_a_store_of_a_newer_version(root: Path) -> None:
     with sqlite3.connect(root / "refs.sqlite") as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(StoreError, match="version 99, this program knows 1"):
+    with pytest.raises(StoreError, match=f"version 99, this program knows {schema.VERSION}"):
         Store.open(str(root))
 
 
