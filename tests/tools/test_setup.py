@@ -109,7 +109,9 @@ def test_images_lists_what_there_is(tool: Tool) -> None:
     done = tool("images", "--list")
     assert done.returncode == 0
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        *("debian", "debian-hello", "odd", "podman")
+        *("debian", "debian-hello", "odd", "podman"),
+        *("family-debian-a", "family-debian-b", "family-python-a", "family-python-b"),
+        *("family-django", "family-node", "family-gcc"),
     ]
     assert "tools/images --list" in one_line(tool("images", "windows"), "images")
 
