@@ -14,11 +14,17 @@ import contextlib
 import fcntl
 import os
 import shutil
+import struct
 import uuid
 from collections.abc import Iterator
 
 _PLACING = b"placing"
 _COLLECT = b"collect"
+
+_FLAGS = struct.Struct("l")  # the ioctl's argument is an int, its number says long (linux/fs.h)
+_GET_FLAGS = 0x80000000 | _FLAGS.size << 16 | ord("f") << 8 | 1
+_SET_FLAGS = 0x40000000 | _FLAGS.size << 16 | ord("f") << 8 | 2
+_TOPDIR = 0x00020000
 
 
 class Session:
@@ -42,6 +48,7 @@ class Session:
             # Whoever looks for what dead imports left must not see the directory before its lock.
             tmp = lock(self._tmp, fcntl.LOCK_SH)
             try:
+                _spread(tmp)
                 os.mkdir(self.directory, 0o700)
                 self._locks.append(lock(self.directory, fcntl.LOCK_EX))
             finally:
@@ -71,6 +78,22 @@ class Session:
     def _release(self) -> None:
         while self._locks:
             os.close(self._locks.pop())
+
+
+def _spread(directory: int) -> None:
+    """Have ext4 put each new directory in here into a block group of its own (chattr(1), +T).
+
+    Where inodes were deleted in the group that it shares with its parent, ext4 without a journal looks
+    at every one of them, for minutes, each time a file is made: 450 us instead of 25 for each object of
+    an import that follows a removal. With a journal imports that run at once keep out of each other's
+    way. Other filesystems know no such flag, and need none.
+    """
+    with contextlib.suppress(OSError):
+        flags = bytearray(_FLAGS.size)
+        fcntl.ioctl(directory, _GET_FLAGS, flags)
+        (before,) = _FLAGS.unpack(flags)
+        if not before & _TOPDIR:
+            fcntl.ioctl(directory, _SET_FLAGS, _FLAGS.pack(before | _TOPDIR))
 
 
 def lock(path: bytes, how: int) -> int:

@@ -22,7 +22,7 @@ def sum_is_right(header: bytes) -> bool:
     rest = header[:148] + header[156:]
     total = sum(rest) + 8 * 0x20
     claimed = int(digits, 8)
-    return claimed in (total, total - 256 * sum(byte > 127 for byte in rest))
+    return claimed == total or claimed == total - 256 * sum(byte > 127 for byte in rest)
 
 
 def number(field: bytes, what: str) -> int:
