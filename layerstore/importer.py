@@ -79,23 +79,28 @@ class Importer:
         """
         tag = names.full_name(tag) if tag is not None else None
         with no_room(self._root), open_source(spec, self._session.scratch) as source:
-            layers = [self._layer(layer) for layer in source.layers]
-            diff_ids = [layer.diff_id for layer in layers]
-            image = self._image_row(source, spec, diff_ids)
-            chain_digest = self._merge(image.chain_id, diff_ids)
-            tags = [tag] if tag is not None else _valid_names(source.names)
-            self._place()
-            with self._refs.transaction():
-                # Also those that were there: they may have been removed meanwhile, but for their
-                # files, which are not collected while an import runs.
-                for layer in layers:
-                    self._refs.add_layer(layer)
-                self._refs.add_chain(image.chain_id, chain_digest)
-                self._refs.add_image(image, diff_ids)
-                for name in tags:
-                    self._refs.set_tag(name, image.id)
-            self._session.committed()
-            return image.id
+            return self.take(source, spec, tag)
+
+    def take(self, source: ImageSource, spec: str, tag: str | None) -> str:
+        """Import an image that is open already; as `run`, but that `spec` is only remembered, and `tag`
+        is a full name."""
+        layers = [self._layer(layer) for layer in source.layers]
+        diff_ids = [layer.diff_id for layer in layers]
+        image = self._image_row(source, spec, diff_ids)
+        chain_digest = self._merge(image.chain_id, diff_ids)
+        tags = [tag] if tag is not None else _valid_names(source.names)
+        self._place()
+        with self._refs.transaction():
+            # Also those that were there: they may have been removed meanwhile, but for their
+            # files, which are not collected while an import runs.
+            for layer in layers:
+                self._refs.add_layer(layer)
+            self._refs.add_chain(image.chain_id, chain_digest)
+            self._refs.add_image(image, diff_ids)
+            for name in tags:
+                self._refs.set_tag(name, image.id)
+        self._session.committed()
+        return image.id
 
     # --- layers
 

@@ -18,6 +18,7 @@ import json
 import os
 import stat
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -209,19 +210,25 @@ class Store:
         """
         from layerstore.importer import Importer
 
+        with self.importing() as importing:
+            importer = Importer(
+                self.root, self._refs, importing, progress, absolute_names=absolute_names
+            )
+            image_id = importer.run(source, tag)
+        return self.resolve(image_id)
+
+    @contextlib.contextmanager
+    def importing(self) -> Iterator[session.Session]:
+        """A session for whatever brings an image; afterwards nothing is left of one that failed."""
         self._tidy()
         try:
             with session.Session(self.root) as importing:
-                importer = Importer(
-                    self.root, self._refs, importing, progress, absolute_names=absolute_names
-                )
-                image_id = importer.run(source, tag)
+                yield importing
         except BaseException:
             # What a failed import left may also be more than a full disk lets us tidy up.
             with contextlib.suppress(Exception):
                 self._tidy()
             raise
-        return self.resolve(image_id)
 
     def tag(self, name: str, tag: str) -> None:
         """Give an image one more tag, taking it from any other.
