@@ -37,6 +37,10 @@ IMPLIED = TRUSTED_PREFIX + b"implied"
 A layer below that has the directory knows its owner, mode and times. The kernel passes it over.
 """
 
+PROTATTR_APPEND = b"a"
+PROTATTR_IMMUTABLE = b"i"
+"""Letters of the mark `protattr`: the flags of chattr(1) that the union honours, and the upper's object has not."""
+
 XATTR_NAME_MAX = 255
 NAME_MAX = 255
 PATH_MAX = 4096

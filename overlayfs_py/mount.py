@@ -178,6 +178,7 @@ class Mount:
                 DeviceDispatch(overlay, self.options.timeout),
                 attached.fd,
                 acl=not self.options.noacl,
+                idmap=self.options.default_permissions,
                 read_only=self.options.upperdir is None,
                 passthrough=_is_admin(),
                 device=attached.device,

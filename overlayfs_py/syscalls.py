@@ -217,6 +217,11 @@ def clone_file(src: int, dst: int) -> bool:
     return True
 
 
+def inode_ioctl(fd: int, command: int, data: bytes) -> bytes:
+    """ioctl(2) that takes or gives a structure of the size of `data`; returns what the structure is after it."""
+    return fcntl.ioctl(fd, command, data)
+
+
 def syncfs(fd: int) -> None:
     """syncfs(2) of the filesystem that `fd` is on."""
     _check(_libc.syncfs(fd))
@@ -228,6 +233,25 @@ def syncfs(fd: int) -> None:
 def stat(dir_fd: int, path: bytes) -> os.stat_result:
     """lstat(2) relative to a directory."""
     return os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+
+
+_STATX_BTIME = 0x800
+_STATX_SIZE = 256
+_STATX_BTIME_AT = 80
+
+
+def birth_ns(dir_fd: int, path: bytes) -> int | None:
+    """When an object was made, in nanoseconds; None where its filesystem does not keep that.
+
+    With an empty path: of `dir_fd` itself.
+    """
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    flags = AT_SYMLINK_NOFOLLOW | (0 if path else AT_EMPTY_PATH)
+    _check(_libc.statx(dir_fd, path, flags, _STATX_BTIME, buffer))
+    if not struct.unpack_from("I", buffer)[0] & _STATX_BTIME:
+        return None
+    seconds, ns = struct.unpack_from("qI", buffer, _STATX_BTIME_AT)
+    return int(seconds) * 1_000_000_000 + int(ns)
 
 
 _HANDLE_BYTES_MAX = 128

@@ -15,6 +15,7 @@ class Place(Protocol):
     """One object; every method may raise OSError as the system call of its name does."""
 
     def stat(self) -> os.stat_result: ...
+    def birth_ns(self) -> int | None: ...
     def readlink(self) -> bytes: ...
     def open(self, flags: int) -> int: ...
     def chown(self, uid: int, gid: int) -> None: ...
@@ -47,6 +48,9 @@ class Named:
 
     def stat(self) -> os.stat_result:
         return os.stat(self.path, dir_fd=self.dir_fd, follow_symlinks=False)
+
+    def birth_ns(self) -> int | None:
+        return syscalls.birth_ns(self.dir_fd, self.path)
 
     def readlink(self) -> bytes:
         return os.readlink(self.path, dir_fd=self.dir_fd)
@@ -94,6 +98,9 @@ class Pinned:
 
     def stat(self) -> os.stat_result:
         return os.fstat(self.fd)
+
+    def birth_ns(self) -> int | None:
+        return syscalls.birth_ns(self.fd, b"")
 
     def readlink(self) -> bytes:
         return os.readlink(b"", dir_fd=self.fd)

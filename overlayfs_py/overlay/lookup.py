@@ -18,7 +18,7 @@ from typing import NamedTuple
 from layerstore.marks import OCI_WHITEOUT_PREFIX, MarkInvalid, Redirect, parse_redirect
 from overlayfs_py.errors import OverlayError
 from overlayfs_py.layers.layer import Found, Layer
-from overlayfs_py.overlay import index, merge_dir
+from overlayfs_py.overlay import index, merge_dir, protection
 from overlayfs_py.overlay.node import Lower, Node
 from overlayfs_py.overlay.state import State
 
@@ -308,6 +308,8 @@ def new_node(state: State, parent: Node | None, name: bytes, status: os.stat_res
     node = Node(ino, kind, parent, name)
     node.upper = True
     node.upper_ino = status.st_ino
+    if state.protected:
+        protection.learn(state, node, None)
     state.nodes.add(node)
     return node
 
@@ -328,6 +330,9 @@ def _fill(state: State, node: Node, resolved: Resolved, upper_ino: int) -> None:
     node.redirect = found.redirect
     node.metacopy = found.metacopy
     node.impure = "impure" in found.marks
+    protattr = found.marks.get("protattr")
+    if protattr or state.protected:
+        protection.learn(state, node, protattr)
 
 
 def _number(state: State, parent: Node, name: bytes, resolved: Resolved) -> int:

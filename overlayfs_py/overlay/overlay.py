@@ -16,7 +16,16 @@ from overlayfs_py.errors import OverlayError
 from overlayfs_py.layers.content import FileContent
 from overlayfs_py.layers.layer import Layer
 from overlayfs_py.layers.upper import Upper
-from overlayfs_py.overlay import attributes, change, create, handles, index, remove
+from overlayfs_py.overlay import (
+    attributes,
+    change,
+    create,
+    fileattr,
+    handles,
+    index,
+    protection,
+    remove,
+)
 from overlayfs_py.overlay import rename as renaming
 from overlayfs_py.overlay.config import Config
 from overlayfs_py.overlay.copy_up import copy_up
@@ -94,10 +103,12 @@ class Overlay:
         return Entry(node, attributes.attributes(self.state, node, status))
 
     def mknod(self, parent: Node, name: bytes, mode: int, rdev: int, caller: Caller) -> Entry:
+        self._may_make(parent)
         create.make(self.state, parent, name, create.New(mode, rdev), caller)
         return self._entry(parent, name)
 
     def mkdir(self, parent: Node, name: bytes, mode: int, caller: Caller) -> Entry:
+        self._may_make(parent)
         new = create.New(stat.S_IFDIR | stat.S_IMODE(mode))
         create.make(self.state, parent, name, new, caller)
         if parent.subdirectories is not None:
@@ -107,18 +118,24 @@ class Overlay:
         return entry
 
     def symlink(self, parent: Node, name: bytes, target: bytes, caller: Caller) -> Entry:
+        self._may_make(parent)
         new = create.New(stat.S_IFLNK | 0o777, target=target)
         create.make(self.state, parent, name, new, caller)
         return self._made(parent, name)
 
     def link(self, node: Node, parent: Node, name: bytes, caller: Caller) -> Entry:
+        self._may_make(parent)
+        if self.state.protected:
+            protection.check_object(self.state, node)
         create.link(self.state, node, parent, name)
         return Entry(node, attributes.attributes(self.state, node))
 
     def unlink(self, parent: Node, name: bytes, caller: Caller) -> None:
+        self._may_remove(parent, name)
         remove.unlink(self.state, parent, name)
 
     def rmdir(self, parent: Node, name: bytes, caller: Caller) -> None:
+        self._may_remove(parent, name)
         remove.rmdir(self.state, parent, name)
 
     def rename(
@@ -130,8 +147,24 @@ class Overlay:
         flags: int,
         caller: Caller,
     ) -> None:
+        self._may_remove(parent, name)
+        self._may_make(new_parent)
+        self._may_remove(new_parent, new_name, only_if_there=True)
         old, new = renaming.Name(parent, name), renaming.Name(new_parent, new_name)
         renaming.rename(self.state, old, new, flags, caller)
+
+    def _may_make(self, parent: Node) -> None:
+        if self.state.protected:
+            protection.check_directory(self.state, parent)
+
+    def _may_remove(self, parent: Node, name: bytes, *, only_if_there: bool = False) -> None:
+        if not self.state.protected:
+            return
+        entry = self.lookup(parent, name)
+        if entry is not None:
+            protection.check_object(self.state, entry.node)
+        if entry is not None or not only_if_there:
+            protection.check_directory(self.state, parent, removes=True)
 
     # --- inodes ------------------------------------------------------------------------------------------------------
 
@@ -141,8 +174,19 @@ class Overlay:
     def setattr(
         self, node: Node, changes: Changes, caller: Caller, handle: FileHandle | None = None
     ) -> Attributes:
+        if self.state.protected:
+            protection.check_change(self.state, node, changes)
         change.setattr(self.state, node, changes, caller, handle)
         return attributes.attributes(self.state, node)
+
+    def birth_ns(self, node: Node) -> int | None:
+        """When the object that stands for the node was made, None if that is not known."""
+        place = fileattr.real_place(self.state, node)
+        return None if place is None else place.birth_ns()
+
+    def ioctl(self, node: Node, command: int, data: bytes) -> bytes:
+        """The flags of chattr(1)."""
+        return fileattr.ioctl(self.state, node, command, data)
 
     def readlink(self, node: Node) -> bytes:
         if node.kind != stat.S_IFLNK:
@@ -159,14 +203,20 @@ class Overlay:
         return change.listxattr(self.state, node, caller)
 
     def setxattr(self, node: Node, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
+        if self.state.protected:
+            protection.check_object(self.state, node)
         change.setxattr(self.state, node, name, value, flags, caller)
 
     def removexattr(self, node: Node, name: bytes, caller: Caller) -> None:
+        if self.state.protected:
+            protection.check_object(self.state, node)
         change.removexattr(self.state, node, name)
 
     # --- files -------------------------------------------------------------------------------------------------------
 
     def open(self, node: Node, flags: int, caller: Caller) -> FileHandle:
+        if self.state.protected:
+            protection.check_open(self.state, node, flags)
         return handles.open_file(self.state, node, flags, caller)
 
     def create(
@@ -178,6 +228,7 @@ class Overlay:
             if entry is not None:
                 handle = self.open(entry.node, flags & ~os.O_CREAT, caller)
                 return Entry(entry.node, self.getattr(entry.node)), handle
+        self._may_make(parent)
         fd = create.make_open(self.state, parent, name, _kept(flags), mode, caller)
         try:
             entry = self._new(parent, name, os.fstat(fd))
@@ -190,6 +241,7 @@ class Overlay:
         self, parent: Node, flags: int, mode: int, caller: Caller
     ) -> tuple[Entry, FileHandle]:
         """open(2) with O_TMPFILE; `link` gives the file its first name."""
+        self._may_make(parent)
         fd = create.make_nameless(self.state, parent, mode, caller)
         try:
             entry = self._new(None, b"", os.fstat(fd))
@@ -223,6 +275,8 @@ class Overlay:
     def fallocate(
         self, handle: FileHandle, mode: int, offset: int, length: int, caller: Caller
     ) -> None:
+        if self.state.protected:
+            protection.check_fallocate(self.state, handle.node, mode)
         handles.fallocate(self.state, handle, mode, offset, length, caller)
 
     def seek(self, handle: FileHandle, offset: int, whence: int) -> int:
@@ -237,6 +291,8 @@ class Overlay:
         length: int,
         caller: Caller,
     ) -> int:
+        if self.state.protected:
+            protection.check_copy(self.state, target.node)
         return handles.copy_file_range(
             self.state, source, source_offset, target, target_offset, length, caller
         )

@@ -54,6 +54,7 @@ class State:
     Attributes:
         epoch: counts renames of directories (see Node.path).
         index_on: whether hard links of the lower layers are kept over copy-up.
+        protected: letters of the mark `protattr`, by st_ino, of what is append-only or immutable; see protection.
         attributes_changed: called with a node whose attributes changed beside the reply of the running verb, so
             that the transport can tell the kernel.
     """
@@ -70,6 +71,7 @@ class State:
         self.numbers = InodeNumbers()
         self.ids = Ids(config)
         self.epoch = 0
+        self.protected: dict[int, bytes] = {}
         self.attributes_changed: Callable[[Node], None] = _nobody
         self._positions = {id(layer): number for number, layer in enumerate(lowers)}
         self._filesystems: dict[bytes, tuple[Handles, Hashable] | None] = {}

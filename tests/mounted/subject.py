@@ -96,8 +96,9 @@ class Subject:
 class Kernel(Subject):
     name = "kernel"
     # What it does otherwise than a local filesystem. unlinked_lower: a lower object that was
-    # removed shows the st_nlink it had, and cannot be changed through a descriptor.
-    limits = frozenset({"rename_whiteout", "whiteout_device", "unlinked_lower"})
+    # removed shows the st_nlink it had, and cannot be changed through a descriptor. idmap: no
+    # idmapped mounts of an overlay.
+    limits = frozenset({"rename_whiteout", "whiteout_device", "unlinked_lower", "idmap"})
 
     def start(self) -> None:
         options = self.options() + ",index=on,redirect_dir=on,xino=auto,metacopy=off"
@@ -112,7 +113,7 @@ class Ours(Subject):
     """Served by pyfuse3 in a process of its own."""
 
     name = "pyfuse3"
-    limits = frozenset({"fallocate", "tmpfile", "seek_data", "inode_flags"})
+    limits = frozenset({"fallocate", "tmpfile", "seek_data", "inode_flags", "birth", "idmap"})
     _process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -154,7 +155,7 @@ class Device(Ours):
     """Served through /dev/fuse directly."""
 
     name = "device"
-    limits = frozenset({"inode_flags"})
+    limits = frozenset()
 
 
 SUBJECTS: dict[str, type[Subject]] = {"kernel": Kernel, "pyfuse3": Ours, "device": Device}

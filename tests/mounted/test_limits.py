@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 
 import pytest
 
+from overlayfs_py import syscalls
 from tests.mounted.slots import CONTENT, Slot
 from tests.mounted.subject import Subject
 from tests.mounted.users import errno_of
@@ -14,6 +16,7 @@ from tests.mounted.users import errno_of
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 16
+GETFLAGS = 0x80086601
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
@@ -82,13 +85,33 @@ def test_seeking_data_and_holes(slot: Slot, subject: Subject) -> None:
     os.close(fd)
 
 
-def test_inode_flags_are_not_offered_through_fuse(slot: Slot, subject: Subject) -> None:
-    import fcntl
-
+def test_inode_flags(slot: Slot, subject: Subject) -> None:
     fd = os.open(slot / "file", os.O_RDONLY)
     try:
-        flags = bytearray(8)
-        found = errno_of(fcntl.ioctl, fd, 0x80086601, flags)
+        found = errno_of(fcntl.ioctl, fd, GETFLAGS, bytes(4))
         assert found == ("ENOTTY" if "inode_flags" in subject.limits else "")
     finally:
         os.close(fd)
+
+
+def test_the_time_of_birth(slot: Slot, subject: Subject) -> None:
+    """It is that of the real object, which is another after a copy-up."""
+    path = slot / "file"
+    home = subject.upper if slot.place == "upper" else subject.lower
+    if "birth" in subject.limits:
+        assert birth_ns(path) is None
+        return
+    assert birth_ns(path) == birth_ns(home / slot.dir.name / "file")
+    (slot / "new").touch()
+    assert birth_ns(slot / "new") == birth_ns(subject.upper / slot.dir.name / "new")
+    assert birth_ns(slot / "new") > birth_ns(path)  # type: ignore[operator]
+    path.chmod(0o600)
+    subject.forget()
+    assert birth_ns(path) == birth_ns(subject.upper / slot.dir.name / "file")
+    with open(slot / "file", "rb") as file:
+        assert birth_ns(path) is not None
+        assert os.fstat(file.fileno()).st_size == len(CONTENT)
+
+
+def birth_ns(path: os.PathLike[str]) -> int | None:
+    return syscalls.birth_ns(syscalls.AT_FDCWD, os.fsencode(path))

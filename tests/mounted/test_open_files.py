@@ -6,6 +6,7 @@ import errno
 import fcntl
 import mmap
 import os
+import select
 import stat
 import subprocess
 import time
@@ -208,6 +209,27 @@ def test_record_locks_exclude_other_processes(slot: Slot) -> None:
                 outside = errno_of(fcntl.lockf, other, flags, 10, 0)
             os._exit(0 if (inside, outside) in (("EAGAIN", ""), ("EACCES", "")) else 1)
         assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_waiting_for_a_file_does_not_wait(slot: Slot) -> None:
+    """poll(2) asks nobody: a file is always ready."""
+    with open(slot / "file", "r+b") as file:
+        poller = select.poll()
+        poller.register(file, select.POLLIN | select.POLLOUT | select.POLLPRI)
+        assert poller.poll(0) == [(file.fileno(), select.POLLIN | select.POLLOUT)]
+
+
+def test_a_lock_ends_with_its_holder(slot: Slot) -> None:
+    pid = os.fork()
+    if pid == 0:
+        with open(slot / "file", "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    with open(slot / "file", "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_programs_run_from_the_mount(slot: Slot) -> None:

@@ -36,6 +36,7 @@ class MemoryNode:
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
     atime_ns: int = 0
     mtime_ns: int = 0
+    born_ns: int | None = None
 
 
 @dataclass(eq=False)
@@ -98,6 +99,15 @@ class MemoryOverlay:
     def getattr(self, node: MemoryNode, handle: MemoryHandle | None = None) -> Attributes:
         self._begin("getattr", node)
         return self.attributes(node)
+
+    def birth_ns(self, node: MemoryNode) -> int | None:
+        return node.born_ns
+
+    def ioctl(self, node: MemoryNode, command: int, data: bytes) -> bytes:
+        self._begin("ioctl", node, command, data)
+        if command != 0x80086601:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        return b"flag"
 
     def setattr(
         self,

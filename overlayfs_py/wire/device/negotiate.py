@@ -31,6 +31,7 @@ _ALWAYS = (
     | Init.DO_READDIRPLUS
     | Init.READDIRPLUS_AUTO
     | Init.ASYNC_DIO
+    | Init.HAS_IOCTL_DIR
     | Init.PARALLEL_DIROPS
     | Init.MAX_PAGES
     | Init.HANDLE_KILLPRIV_V2
@@ -42,16 +43,22 @@ _ALWAYS = (
 # ABORT_ERROR is left out: ENODEV at the end, aborted or not. So are the locks: flock(2) and fcntl(2)
 # locks stay in the kernel. EXPORT_SUPPORT: a forgotten node cannot be found again by its number.
 # WRITEBACK_CACHE: its sizes and times would be the kernel's, and it excludes passthrough.
+# NO_OPEN_SUPPORT: OPEN is when a file is copied up, and when it is handed to the kernel. NO_OPENDIR_SUPPORT: an open
+# directory has the names of its opening, so that an offset stays good. FLUSH is turned off by its answer instead.
+# AUTO_INVAL_DATA: nobody else changes a file; with a timeout each open begins with fresh pages anyway.
+# CREATE_SUPP_GROUP: the kernel settles setgid before it asks. SECURITY_CTX: labels are the mount's (context=).
 
 
 @dataclass(frozen=True)
 class Wanted:
     """`caching`: only the daemon changes the tree; `acl`: the kernel checks POSIX ACLs;
-    `passthrough`: this process may register backing files."""
+    `passthrough`: this process may register backing files; `idmap`: the kernel checks permissions, without which
+    it allows no idmapped mounts of this one."""
 
     acl: bool = True
     caching: bool = True
     passthrough: bool = False
+    idmap: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,8 @@ def negotiate(body: bytes | memoryview, wanted: Wanted) -> Terms | None:
         taken |= Init.CACHE_SYMLINKS
     if wanted.passthrough:
         taken |= Init.PASSTHROUGH
+    if wanted.idmap:
+        taken |= Init.ALLOW_IDMAP
     return Terms(min(minor, protocol.MINOR), Init(offered) & taken, max_readahead)
 
 

@@ -95,6 +95,7 @@ class Init(IntFlag):
     DO_READDIRPLUS = 1 << 13
     READDIRPLUS_AUTO = 1 << 14
     ASYNC_DIO = 1 << 15
+    HAS_IOCTL_DIR = 1 << 11
     PARALLEL_DIROPS = 1 << 18
     POSIX_ACL = 1 << 20
     ABORT_ERROR = 1 << 21
@@ -107,6 +108,7 @@ class Init(IntFlag):
     HAS_EXPIRE_ONLY = 1 << 35
     PASSTHROUGH = 1 << 37
     HAS_RESEND = 1 << 39
+    ALLOW_IDMAP = 1 << 40
 
 
 # Plain numbers where each request meets them: an IntFlag's `&` costs a microsecond.
@@ -185,6 +187,8 @@ COPY_FILE_RANGE_IN = Struct("<QQQQQQQ")
 """fh_in, off_in, nodeid_out, fh_out, off_out, len, flags"""
 STATX_IN = Struct("<IIQII")
 """getattr_flags, reserved, fh, sx_flags, sx_mask"""
+IOCTL_IN = Struct("<QIIQII")
+"""fh, flags, cmd, arg, in_size, out_size; in_size bytes follow"""
 
 # Replies.
 
@@ -200,6 +204,11 @@ _ENTRY = "QQQQII" + _ATTR
 ENTRY_OUT = Struct("<IiQ" + _ENTRY)
 ATTR_OUT = Struct("<IiQQII" + _ATTR)
 """header, attr_valid, attr_valid_nsec, dummy, attributes"""
+STATX_OUT = Struct("<IiQ" + "QII16x" + "IIQIIIH2xQQQQ" + 4 * "qI4x" + "IIII112x")
+"""header, attr_valid, attr_valid_nsec, flags; mask, blksize, attributes, nlink, uid, gid, mode, ino, size, blocks,
+attributes_mask; seconds and nanoseconds of atime, btime, ctime, mtime; rdev_major, rdev_minor, dev_major, dev_minor"""
+IOCTL_OUT = Struct("<IiQiIII")
+"""header, result, flags, in_iovs, out_iovs; data follows"""
 OPEN_OUT = Struct("<IiQQIi")
 """header, fh, open_flags, backing_id"""
 CREATE_OUT = Struct("<IiQ" + _ENTRY + "QIi")

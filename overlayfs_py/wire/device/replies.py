@@ -10,10 +10,12 @@ from overlayfs_py.wire.device.protocol import (
     ATTR_OUT,
     CREATE_OUT,
     ENTRY_OUT,
+    IOCTL_OUT,
     LONG_OUT,
     OPEN_OUT,
     OUT_HEADER,
     STATFS_OUT,
+    STATX_OUT,
     WRITE_OUT,
 )
 from overlayfs_py.wire.dispatch import WireEntry
@@ -22,6 +24,10 @@ FOREVER_S = 10**9
 """A timeout of 31 years: the wire has no word for "until told otherwise"."""
 
 _NS = 1_000_000_000
+
+# <linux/stat.h>
+_STATX_BASIC_STATS = 0x7FF
+_STATX_BTIME = 0x800
 
 
 class Timeout:
@@ -102,6 +108,43 @@ def entry(unique: int, told: WireEntry, names: Timeout, attributes: Timeout) -> 
 
 def attributes(unique: int, found: Attributes, timeout: Timeout) -> bytes:
     return ATTR_OUT.pack(ATTR_OUT.size, 0, unique, timeout.s, timeout.ns, 0, *fields(found))
+
+
+def extended(unique: int, found: Attributes, birth_ns: int | None, timeout: Timeout) -> bytes:
+    """Of STATX; `birth_ns` None: it is not known."""
+    return STATX_OUT.pack(
+        STATX_OUT.size,
+        0,
+        unique,
+        timeout.s,
+        timeout.ns,
+        0,
+        _STATX_BASIC_STATS | (0 if birth_ns is None else _STATX_BTIME),
+        found.blksize,
+        0,
+        found.nlink,
+        found.uid,
+        found.gid,
+        found.mode,
+        found.ino,
+        found.size,
+        found.blocks,
+        0,
+        *divmod(found.atime_ns, _NS),
+        *divmod(birth_ns or 0, _NS),
+        *divmod(found.ctime_ns, _NS),
+        *divmod(found.mtime_ns, _NS),
+        os.major(found.rdev),
+        os.minor(found.rdev),
+        0,
+        0,
+    )
+
+
+def commanded(unique: int, value: bytes) -> bytes:
+    """Of IOCTL."""
+    size = IOCTL_OUT.size + len(value)
+    return IOCTL_OUT.pack(size, 0, unique, 0, 0, 0, 0) + value
 
 
 def opened(unique: int, file: int, flags: int, backing: int) -> bytes:

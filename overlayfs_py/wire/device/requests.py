@@ -6,15 +6,21 @@ directory is refused, although the kernel sends none. What does not hold togethe
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from overlayfs_py.errors import OverlayError
-from overlayfs_py.overlay.values import NOW, Attributes, Caller, Changes
+from overlayfs_py.overlay.values import Attributes, Changes
 from overlayfs_py.wire.device import protocol, replies
+from overlayfs_py.wire.device.decode import (
+    Header,
+    check_range,
+    checked,
+    malformed,
+    name_of,
+    time_of,
+    two_strings,
+)
 from overlayfs_py.wire.device.killpriv import CAPABILITY, KillOrders
 from overlayfs_py.wire.device.negotiate import WRITE_MAX, Terms
 from overlayfs_py.wire.device.protocol import Opcode, Valid
@@ -24,59 +30,12 @@ from overlayfs_py.wire.dispatch import Call, WireEntry
 Reply = bytes | memoryview | list[bytes]
 
 
-class Header(NamedTuple):
-    """struct fuse_in_header."""
-
-    length: int
-    opcode: int
-    unique: int
-    node: int
-    uid: int
-    gid: int
-    pid: int
-    extensions: int
-    padding: int
-
-    def caller(self, umask: int = 0) -> Caller:
-        return Caller(self.uid, self.gid, self.pid, umask & 0o777)
-
-
 class Prepared(NamedTuple):
     """A call, the reply to make of its result, and how to take back what a lost reply has counted."""
 
     call: Call[Any]
     reply: Callable[[int, Any], Reply]
     undo: Callable[[Any], None] | None = None
-
-
-def malformed(what: str) -> OverlayError:
-    return OverlayError(errno.EINVAL, f"malformed request: {what}", logging.WARNING)
-
-
-def name_of(body: memoryview, start: int = 0) -> bytes:
-    """The name that ends a request.
-
-    Raises:
-        OverlayError: EINVAL if it is none.
-    """
-    name, end, rest = bytes(body[start:]).partition(b"\0")
-    if not end or rest:
-        raise malformed("a name without an end")
-    return _checked(name)
-
-
-def _checked(name: bytes) -> bytes:
-    if not name or b"/" in name or name == b"." or name == b"..":
-        raise malformed(f"no name: {name[:300]!r}")
-    return name
-
-
-def _strings(body: memoryview, start: int) -> tuple[bytes, bytes]:
-    """Two strings that end a request."""
-    parts = bytes(body[start:]).split(b"\0")
-    if len(parts) != 3 or parts[2]:
-        raise malformed("not two strings")
-    return parts[0], parts[1]
 
 
 def _done(unique: int, result: None) -> Reply:
@@ -108,6 +67,8 @@ class Requests:
             Opcode.OPEN: self._open,
             Opcode.READ: self._read,
             Opcode.WRITE: self._write,
+            Opcode.STATX: self._statx,
+            Opcode.IOCTL: self._ioctl,
             Opcode.STATFS: self._statfs,
             Opcode.RELEASE: self._release,
             Opcode.FSYNC: self._fsync,
@@ -183,9 +144,9 @@ class Requests:
         return self._entry(self._dispatch.lookup(header.node, name_of(body)))
 
     def _symlink(self, header: Header, body: memoryview) -> Prepared:
-        name, target = _strings(body, 0)
+        name, target = two_strings(body, 0)
         caller = header.caller()
-        return self._entry(self._dispatch.symlink(header.node, _checked(name), target, caller))
+        return self._entry(self._dispatch.symlink(header.node, checked(name), target, caller))
 
     def _mknod(self, header: Header, body: memoryview) -> Prepared:
         mode, rdev, umask, _ = protocol.take(protocol.MKNOD_IN, body)
@@ -211,16 +172,16 @@ class Requests:
 
     def _rename(self, header: Header, body: memoryview) -> Prepared:
         (target,) = protocol.take(protocol.RENAME_IN, body)
-        return self._renamed(header, target, 0, _strings(body, protocol.RENAME_IN.size))
+        return self._renamed(header, target, 0, two_strings(body, protocol.RENAME_IN.size))
 
     def _rename2(self, header: Header, body: memoryview) -> Prepared:
         target, flags, _ = protocol.take(protocol.RENAME2_IN, body)
-        return self._renamed(header, target, flags, _strings(body, protocol.RENAME2_IN.size))
+        return self._renamed(header, target, flags, two_strings(body, protocol.RENAME2_IN.size))
 
     def _renamed(
         self, header: Header, target: int, flags: int, names: tuple[bytes, bytes]
     ) -> Prepared:
-        old, new = _checked(names[0]), _checked(names[1])
+        old, new = checked(names[0]), checked(names[1])
         call = self._dispatch.rename(header.node, old, target, new, flags, header.caller())
         return Prepared(call, _done)
 
@@ -242,20 +203,40 @@ class Requests:
         call = self._dispatch.getattr(header.node)
         return Prepared(call, self._reply_attributes(header.node))
 
+    def _statx(self, header: Header, body: memoryview) -> Prepared:
+        def reply(unique: int, found: tuple[Attributes, int | None]) -> Reply:
+            timeout = self._dispatch.attribute_timeout(header.node)
+            return replies.extended(unique, *found, timeout)
+
+        protocol.take(protocol.STATX_IN, body)
+        return Prepared(self._dispatch.statx(header.node), reply)
+
+    def _ioctl(self, header: Header, body: memoryview) -> Prepared:
+        # The kernel opens the file for those that are answered; what they are about is the inode.
+        _, _, command, _, in_size, out_size = protocol.take(protocol.IOCTL_IN, body)
+        data = bytes(body[protocol.IOCTL_IN.size :])
+        if len(data) != in_size:
+            raise malformed(f"ioctl with {in_size} bytes that are {len(data)}")
+
+        def reply(unique: int, answer: bytes) -> Reply:
+            return replies.commanded(unique, answer[:out_size])
+
+        return Prepared(self._dispatch.ioctl(header.node, command, data), reply)
+
     def _setattr(self, header: Header, body: memoryview) -> Prepared:
         # fmt: off
         (valid, _, fh, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid,
          _) = protocol.take(protocol.SETATTR_IN, body)
         # fmt: on
         if valid & Valid.SIZE:
-            _in_file(size, 0)
+            check_range(size, 0)
         changes = Changes(
             mode=mode & _MODE if valid & Valid.MODE else None,
             uid=uid if valid & Valid.UID else None,
             gid=gid if valid & Valid.GID else None,
             size=size if valid & Valid.SIZE else None,
-            atime_ns=_time(valid, Valid.ATIME, Valid.ATIME_NOW, atime, atime_ns),
-            mtime_ns=_time(valid, Valid.MTIME, Valid.MTIME_NOW, mtime, mtime_ns),
+            atime_ns=time_of(valid, Valid.ATIME, Valid.ATIME_NOW, atime, atime_ns),
+            mtime_ns=time_of(valid, Valid.MTIME, Valid.MTIME_NOW, mtime, mtime_ns),
         )
         if changes == Changes() and not self._kill_orders.clears(header.node, header.caller()):
             return self._getattr(header, body)
@@ -332,12 +313,12 @@ class Requests:
 
     def _read(self, header: Header, body: memoryview) -> Prepared:
         fh, offset, size = protocol.take(protocol.READ_IN, body)[:3]
-        _in_file(offset, size)
+        check_range(offset, size)
         return Prepared(self._dispatch.read(fh, offset, min(size, WRITE_MAX)), replies.data)
 
     def _write(self, header: Header, body: memoryview) -> Prepared:
         fh, offset, size, write_flags = protocol.take(protocol.WRITE_IN, body)[:4]
-        _in_file(offset, size)
+        check_range(offset, size)
         data = body[protocol.WRITE_IN.size :]
         if len(data) != size:
             raise malformed(f"write of {size} bytes with {len(data)}")
@@ -358,7 +339,7 @@ class Requests:
 
     def _fallocate(self, header: Header, body: memoryview) -> Prepared:
         fh, offset, length, mode, _ = protocol.take(protocol.FALLOCATE_IN, body)
-        _in_file(offset, length)
+        check_range(offset, length)
         call = self._dispatch.fallocate(fh, mode, offset, length, header.caller())
         return Prepared(call, _done)
 
@@ -366,7 +347,7 @@ class Requests:
         fh, offset, whence, _ = protocol.take(protocol.LSEEK_IN, body)
         if whence not in (3, 4):
             raise malformed(f"lseek with whence {whence}")
-        _in_file(offset, 0)
+        check_range(offset, 0)
         return Prepared(self._dispatch.seek(fh, offset, whence), replies.number)
 
     def _copy_file_range(self, header: Header, body: memoryview) -> Prepared:
@@ -382,8 +363,8 @@ class Requests:
             raise malformed(f"copy_file_range with flags {flags:#x}")
         # Bounded, so that a reply with 32 bits can say it, and one request does not take minutes.
         length = min(length, COPY_MAX)
-        _in_file(source_offset, length)
-        _in_file(target_offset, length)
+        check_range(source_offset, length)
+        check_range(target_offset, length)
         caller = header.caller()
         return self._dispatch.copy_file_range(
             source, source_offset, target, target_offset, length, caller
@@ -410,7 +391,7 @@ class Requests:
 
     def _listing(self, body: memoryview, *, plus: bool) -> Prepared:
         fh, offset, size = protocol.take(protocol.READ_IN, body)[:3]
-        _in_file(offset, 0)
+        check_range(offset, 0)
         call = self._dispatch.listing(fh, offset, min(size, WRITE_MAX), plus)
         return Prepared(call, replies.data)
 
@@ -426,19 +407,3 @@ class Requests:
 
 COPY_MAX = 1 << 30
 _MODE = 0o177777
-_OFFSET_MAX = (1 << 63) - 1
-
-
-def _in_file(offset: int, length: int) -> None:
-    if offset + length > _OFFSET_MAX:
-        raise malformed(f"{length} bytes at offset {offset}")
-
-
-def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
-    if not valid & given:
-        return None
-    if valid & now:
-        return NOW
-    if nanoseconds >= 1_000_000_000:
-        raise malformed(f"a time with {nanoseconds} nanoseconds")
-    return seconds * 1_000_000_000 + nanoseconds

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from overlayfs_py.overlay.faults import RESTARTS_MAX, THREADS_MAX, Fault
 from overlayfs_py.wire.device import protocol, replies
+from overlayfs_py.wire.device.decode import Header, malformed, name_of
 from overlayfs_py.wire.device.laned import Laned
 from overlayfs_py.wire.device.negotiate import BUFFER_SIZE, WRITE_MAX, Terms
 from overlayfs_py.wire.device.notify import Notifier
 from overlayfs_py.wire.device.patience import Patience
 from overlayfs_py.wire.device.protocol import FORGET_ONE, IN_HEADER, NO_REPLY, Opcode
-from overlayfs_py.wire.device.requests import Header, Prepared, Reply, Requests, malformed, name_of
+from overlayfs_py.wire.device.requests import Prepared, Reply, Requests
 from overlayfs_py.wire.device.verbs import DeviceDispatch
 from overlayfs_py.wire.dispatch import Refused
 

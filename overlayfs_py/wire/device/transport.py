@@ -30,6 +30,7 @@ def serve(
     fuse_fd: int,
     *,
     acl: bool,
+    idmap: bool,
     read_only: bool,
     passthrough: bool,
     device: bytes = b"",
@@ -44,6 +45,7 @@ def serve(
     Args:
         fuse_fd: /dev/fuse, mounted; taken over and closed.
         acl: the kernel checks POSIX ACLs.
+        idmap: idmapped mounts of it may be made; the kernel must check permissions.
         read_only: nothing is ever copied up.
         passthrough: this process may hand files to the kernel (CAP_SYS_ADMIN in the initial user namespace).
         device: `major:minor` of the mount, b"" if that is not known.
@@ -58,7 +60,8 @@ def serve(
     """
     try:
         caching = dispatch.timeout_s is None
-        terms = _agree(fuse_fd, Wanted(acl=acl, caching=caching, passthrough=passthrough))
+        wanted = Wanted(acl=acl, caching=caching, passthrough=passthrough, idmap=idmap)
+        terms = _agree(fuse_fd, wanted)
         log.debug("FUSE 7.%d, %s", terms.minor, terms.flags)
         _read_ahead(device, terms.write_max)
         laned = _laned(dispatch, terms, read_only) if readers == 1 else None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayfs_py.overlay.faults import Fault
-from overlayfs_py.overlay.values import Caller, DirectoryEntry, Entry
+from overlayfs_py.overlay.values import Attributes, Caller, DirectoryEntry, Entry
 from overlayfs_py.wire.device import replies
 from overlayfs_py.wire.device.passthrough import Backings
 from overlayfs_py.wire.device.protocol import DIRENT, DIRENTPLUS, OUT_HEADER, Open
@@ -136,6 +136,21 @@ class DeviceDispatch(Dispatch):
             return None
         OUT_HEADER.pack_into(buffer, 0, start + count, 0, unique)
         return buffer[: start + count]
+
+    # Nodes
+
+    def statx(self, id: int) -> Call[tuple[Attributes, int | None]]:
+        """The attributes and the time of birth in nanoseconds, None if that is not known."""
+        record = self._node(id)
+
+        def with_birth(found: Attributes) -> tuple[Attributes, int | None]:
+            return found, self.overlay.birth_ns(record.node)
+
+        return Call(self.overlay.getattr, (record.node,), with_birth, (record,))
+
+    def ioctl(self, id: int, command: int, data: bytes) -> Call[bytes]:
+        record = self._node(id)
+        return Call(self.overlay.ioctl, (record.node, command, data), None, (record,))
 
     # Files
 

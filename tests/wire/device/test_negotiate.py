@@ -35,7 +35,8 @@ def test_a_new_kernel_gives_all_that_is_wanted() -> None:
     assert Init.POSIX_ACL in terms.flags
     assert Init.CACHE_SYMLINKS in terms.flags
     assert not int(terms.flags) & (1 << 16), "writeback"
-    assert not int(terms.flags) & (1 << 1 | 1 << 10), "locks"
+    assert not int(terms.flags) & (1 << 1 | 1 << 10), "locks stay with the kernel"
+    assert not int(terms.flags) & (1 << 17 | 1 << 24), "an open file and directory have a handle"
 
 
 def test_what_is_not_wanted_is_not_taken() -> None:
@@ -43,6 +44,52 @@ def test_what_is_not_wanted_is_not_taken() -> None:
     assert not terms.passthrough
     assert Init.POSIX_ACL not in terms.flags
     assert Init.CACHE_SYMLINKS not in terms.flags
+
+
+SINCE = {
+    31: Init.ASYNC_READ | Init.ATOMIC_O_TRUNC | Init.BIG_WRITES | Init.DONT_MASK | Init.HAS_IOCTL_DIR
+    | Init.DO_READDIRPLUS | Init.READDIRPLUS_AUTO | Init.ASYNC_DIO | Init.PARALLEL_DIROPS
+    | Init.POSIX_ACL | Init.MAX_PAGES | Init.CACHE_SYMLINKS,
+    33: Init.HANDLE_KILLPRIV_V2 | Init.SETXATTR_EXT,
+    36: Init.INIT_EXT,
+    38: Init.HAS_EXPIRE_ONLY,
+    40: Init.PASSTHROUGH | Init.HAS_RESEND,
+    41: Init.ALLOW_IDMAP,
+}  # fmt: skip
+"""What serves a union, by the minor version that brought it (the history in <linux/fuse.h>)."""
+
+HIGHEST_BIT = {31: 26, 32: 27, 33: 29, 34: 29, 35: 29, 36: 33, 37: 33, 38: 35, 39: 36, 40: 39}
+HIGHEST_BIT |= {41: 40, 42: 41, 43: 42, 44: 42, 45: 42}
+"""Of the flags that a kernel offers, by its minor version; it offers all up to there."""
+
+
+@pytest.mark.parametrize("minor", range(31, 46))
+def test_each_kernel_gives_what_it_has(minor: int) -> None:
+    offered = (1 << HIGHEST_BIT[minor] + 1) - 1
+    terms = agreed(minor, offered, Wanted(passthrough=True, idmap=True))
+    expected = Init(0)
+    for since, flags in SINCE.items():
+        if since <= minor:
+            expected |= flags
+    assert terms.flags == expected
+    assert terms.minor == minor
+    assert (terms.killpriv, terms.passthrough) == (minor >= 33, minor >= 40)
+    body = negotiate.reply(1, terms)[protocol.OUT_HEADER.size :]
+    low, high = struct.unpack_from("<I", body, 12)[0], struct.unpack_from("<I", body, 32)[0]
+    assert high << 32 | low == int(expected)
+    depth = struct.unpack_from("<I", body, 36)[0]
+    assert depth == (minor >= 40), "max_stack_depth"
+
+
+@pytest.mark.parametrize("minor", range(31, 36))
+def test_a_short_init_has_no_second_word(minor: int) -> None:
+    """A kernel of before 7.36 says nothing after its flags, whatever bit 30 is."""
+    terms = agreed(minor, (1 << 31) - 1, Wanted(passthrough=True, idmap=True))
+    assert int(terms.flags) < 1 << 31
+
+
+def test_idmapped_mounts_need_the_kernel_to_check_permissions() -> None:
+    assert Init.ALLOW_IDMAP not in agreed(45, EVERYTHING, Wanted()).flags
 
 
 def test_linux_5_4_gets_what_it_has() -> None:

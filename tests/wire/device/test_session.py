@@ -160,7 +160,7 @@ def _row(rows: bytes) -> tuple[int, int, int]:
     ("opcode", "body", "number"),
     [
         (Opcode.FLUSH, bytes(24), errno.ENOSYS),
-        (Opcode.IOCTL, bytes(32), errno.ENOTTY),
+        (Opcode.IOCTL, struct.pack("<QIIQII", 0, 0, 0x5401, 0, 0, 0), errno.ENOTTY),
         (Opcode.POLL, bytes(24), errno.ENOSYS),
         (9999, b"", errno.ENOSYS),
         (Opcode.DESTROY, b"", 0),
@@ -192,6 +192,34 @@ def test_the_umask_is_the_verbs_business(desk: Desk, overlay: MemoryOverlay) -> 
     desk.ask(Opcode.MKDIR, 1, struct.pack("<II", 0o777, 0o027) + b"d\0", uid=7)
     (_, (_, mode, caller)) = next(call for call in overlay.calls if call[0] == "mkdir")
     assert (mode, caller.umask, caller.uid) == (0o777, 0o027, 7)
+
+
+@pytest.mark.parametrize("born_ns", [None, 1_000_000_000_000_000_007, -1])
+def test_statx_tells_of_the_birth_where_it_is_known(desk: Desk, born_ns: int | None) -> None:
+    node, _ = make(desk)
+    target = desk.dispatch._nodes[node].node
+    target.born_ns = born_ns  # type: ignore[attr-defined]
+    body = desk.ask(Opcode.STATX, node, struct.pack("<IIQII", 0, 0, 0, 0, 0xFFF)).body
+    assert len(body) == 32 + 256
+    (mask,) = struct.unpack_from("<I", body, 32)
+    seconds, nanoseconds = struct.unpack_from("<qI", body, 32 + 80)
+    assert mask == (0x7FF if born_ns is None else 0xFFF)
+    assert seconds * 10**9 + nanoseconds == (born_ns or 0)
+    assert struct.unpack_from("<Q", body, 32 + 32)[0] == target.ino
+
+
+@pytest.mark.parametrize("room", [0, 3, 4, 64])
+def test_an_ioctl_answers_no_more_than_there_is_room_for(desk: Desk, room: int) -> None:
+    node, fh = make(desk)
+    request = struct.pack("<QIIQII", fh, 0, 0x80086601, 0, 0, room)
+    body = desk.ask(Opcode.IOCTL, node, request).body
+    assert body == bytes(16) + b"flag"[:room]
+
+
+@pytest.mark.expects_log("malformed request")
+def test_an_ioctl_whose_data_is_missing_is_refused(desk: Desk) -> None:
+    request = struct.pack("<QIIQII", 0, 0, 0x40086602, 0, 4, 0)
+    assert desk.ask(Opcode.IOCTL, 1, request).error == errno.EINVAL
 
 
 @pytest.mark.parametrize(("flags", "told"), [(1 << 2, True), (0, False)])
