@@ -1,8 +1,8 @@
 """fsck: whether the store holds what its images need.
 
-Compares every index with the digest it had when it was made, and looks for every object an index
-refers to; with `content`, reads the objects too. Changes nothing. Beside imports and removals it may
-report what is just coming or going.
+Compares every index with the digest it had when it was made, reads every split, and looks for every
+object that one of them refers to; with `content`, reads the objects too. Changes nothing. Beside
+imports and removals it may report what is just coming or going.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from layerstore import digests
-from layerstore.collect import IMAGES, LAYERS, index_path, objects_of
-from layerstore.errors import ObjectCorrupt, ObjectMissing, StoreError, show
+from layerstore.collect import IMAGES, LAYERS, index_path, objects_of, split_path
+from layerstore.errors import ObjectCorrupt, ObjectMissing, SplitMissing, StoreError, show
 from layerstore.objects import Objects
+from layerstore.refs import LayerRow
 from layerstore.store import Image, Store
 
 
@@ -39,6 +40,7 @@ def check(store: Store, *, content: bool = False) -> Iterator[Problem]:
         users = [i.name for i in images if layer in i.layers]
         path = index_path(store.root, LAYERS, layer.diff_id)
         yield from _check_index(path, layer.index_digest, users, needed)
+        yield from _check_split(split_path(store.root, layer.diff_id), layer, users, needed)
     for chain, digest in refs.chains().items():
         users = [image.name for image in images if image.chain_id == chain]
         yield from _check_index(index_path(store.root, IMAGES, chain), digest, users, needed)
@@ -55,13 +57,33 @@ def _check_index(
         if found != digest:
             yield Problem(f"{show(path)}: the index is damaged", users)
             return
-        for key in objects_of(path):
-            known = needed.setdefault(key, [])
-            known += [name for name in users if name not in known]
+        _note(objects_of(path), users, needed)
     except FileNotFoundError:
         yield Problem(f"{show(path)}: the index is missing", users)
     except (OSError, StoreError) as error:
         yield Problem(str(error), users)
+
+
+def _check_split(
+    path: bytes, layer: LayerRow, users: list[str], needed: dict[bytes, list[str]]
+) -> Iterator[Problem]:
+    from layerstore.split import read_split
+
+    try:
+        split = read_split(path)
+        if (split.diff_id, split.size) != (layer.diff_id, layer.tar_size):
+            yield Problem(f"{show(path)}: is of another layer", users)
+        _note(split.objects, users, needed)
+    except FileNotFoundError:
+        yield Problem(str(SplitMissing(path)), users)
+    except (OSError, StoreError) as error:
+        yield Problem(str(error), users)
+
+
+def _note(objects: set[bytes], users: list[str], needed: dict[bytes, list[str]]) -> None:
+    for key in objects:
+        known = needed.setdefault(key, [])
+        known += [name for name in users if name not in known]
 
 
 def _check_objects(

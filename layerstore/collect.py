@@ -1,7 +1,7 @@
-"""Collection: deletes indexes and objects that nothing refers to.
+"""Collection: deletes indexes, splits and objects that nothing refers to.
 
-An index is needed while a row names it or somebody has it open (see `in_use`); an object while an
-index that is needed refers to it. Runs with imports kept out (`session.exclusive`).
+An index or a split is needed while a row names it or somebody has it open (see `in_use`); an object
+while one of them that is needed refers to it. Runs with imports kept out (`session.exclusive`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from layerstore.refs import Refs
 LAYERS = b"layers"
 IMAGES = b"images"
 SUFFIX = b".erofs"
+SPLIT_SUFFIX = b".tarsplit"
 
 
 class Collected(NamedTuple):
@@ -33,6 +34,11 @@ def index_path(root: bytes, kind: bytes, digest: str) -> bytes:
     return os.path.join(root, kind, digests.hex_of(digest).encode() + SUFFIX)
 
 
+def split_path(root: bytes, diff_id: str) -> bytes:
+    """Where what a layer's tar is rebuilt from is, by diff id."""
+    return os.path.join(root, LAYERS, digests.hex_of(diff_id).encode() + SPLIT_SUFFIX)
+
+
 def collect(root: bytes, refs: Refs) -> Collected | None:
     """Delete what nothing refers to.
 
@@ -40,7 +46,7 @@ def collect(root: bytes, refs: Refs) -> Collected | None:
         what that was; None if an import is running, which puts it off until the next one.
 
     Raises:
-        IndexCorrupt: an index that is needed cannot be read; nothing was deleted then.
+        IndexCorrupt, SplitCorrupt: a file that is needed cannot be read; nothing was deleted then.
     """
     session.want_collection(root)
     with session.exclusive(root) as alone:
@@ -50,14 +56,16 @@ def collect(root: bytes, refs: Refs) -> Collected | None:
 
 
 def _collect(root: bytes, refs: Refs) -> Collected:
+    layers = [layer.diff_id for layer in refs.layers()]
     needed = {
-        *(index_path(root, LAYERS, layer.diff_id) for layer in refs.layers()),
+        *(index_path(root, LAYERS, diff_id) for diff_id in layers),
+        *(split_path(root, diff_id) for diff_id in layers),
         *(index_path(root, IMAGES, chain) for chain in refs.chains()),
     }
     unneeded: list[tuple[bytes, int]] = []
     live: set[bytes] = set()
     try:
-        for path in _indexes(root):
+        for path in _files(root):
             held = None if path in needed else in_use.claim(path)
             if held is None:
                 live |= objects_of(path)
@@ -74,10 +82,11 @@ def _collect(root: bytes, refs: Refs) -> Collected:
         if bytes.fromhex(digests.hex_of(digest)) not in live:
             freed += objects.remove(digest)
             removed += 1
-    return Collected(removed, freed, len(unneeded))
+    indexes = sum(path.endswith(SUFFIX) for path, _ in unneeded)
+    return Collected(removed, freed, indexes)
 
 
-def _indexes(root: bytes) -> list[bytes]:
+def _files(root: bytes) -> list[bytes]:
     return [
         os.path.join(root, kind, name)
         for kind in (LAYERS, IMAGES)
@@ -86,11 +95,15 @@ def _indexes(root: bytes) -> list[bytes]:
 
 
 def objects_of(path: bytes) -> set[bytes]:
-    """The digests, as 32 bytes each, of all objects an index refers to.
+    """The digests, as 32 bytes each, of all objects an index or a split refers to.
 
     Raises:
-        IndexCorrupt: it cannot be read.
+        IndexCorrupt, SplitCorrupt: it cannot be read.
     """
+    if path.endswith(SPLIT_SUFFIX):
+        from layerstore.split import read_split  # brings a decompressor
+
+        return read_split(path).objects
     found: set[bytes] = set()
     with Index(path) as index:
         seen: set[int] = set()

@@ -31,6 +31,37 @@ class IndexCorrupt(StoreError):
         self.expected = expected
 
 
+class SplitCorrupt(StoreError):
+    """A layer's tar that cannot be rebuilt, because what was kept of it is damaged.
+
+    Args:
+        path: the file.
+        offset: where in its plain content, in bytes.
+        expected: what should have been there, and what was.
+    """
+
+    def __init__(self, path: bytes, offset: int, expected: str) -> None:
+        super().__init__(f"{show(path)}: byte {offset}: {expected}")
+        self.path = path
+        self.offset = offset
+        self.expected = expected
+
+
+class SplitMissing(StoreError):
+    """A layer's tar that cannot be rebuilt, because nothing was kept of it.
+
+    Args:
+        path: the file that should be there.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        super().__init__(
+            f"{show(path)}: missing: the layer mounts but cannot be exported; remove its images and"
+            " import them again"
+        )
+        self.path = path
+
+
 class ObjectMissing(StoreError):
     """An object that an index refers to and the store does not hold.
 

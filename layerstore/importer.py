@@ -1,7 +1,7 @@
 """Brings an image into a store.
 
-Everything is made in the session's directory first: objects, the index of each new layer, the index
-of the image. It is checked, synced, renamed into place, and only then named in the database, in one
+Everything is made in the session's directory first: objects, the index and the split of each new
+layer, the index of the image. It is checked, synced, renamed into place, and only then named in the database, in one
 transaction. Whatever happens before that leaves nothing a reader could see.
 """
 
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from layerstore import digests, names
+from layerstore import collect, digests, names
 from layerstore.collect import IMAGES, LAYERS, index_path
 from layerstore.errors import SourceInvalid, StoreError, show
 from layerstore.index.merge import merge
@@ -31,6 +31,7 @@ from layerstore.oci.sources import open_source
 from layerstore.oci.tar import TarReader
 from layerstore.refs import ImageRow, LayerRow, Refs
 from layerstore.session import Session
+from layerstore.split import SplitWriter
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a step's name, the bytes done and the bytes there are (None: not known), from any
@@ -65,7 +66,7 @@ class Importer:
         objects = Objects(os.path.join(root, b"objects"))
         self._staging = Staging(objects, session.objects)
         self._new_layers: dict[str, LayerRow] = {}
-        self._new_indexes: list[tuple[bytes, bytes]] = []  # staged, final
+        self._new_files: list[tuple[bytes, bytes]] = []  # staged, final
 
     def run(self, spec: str, tag: str | None) -> str:
         """Import the image that `spec` names; returns its id.
@@ -111,20 +112,29 @@ class Importer:
                 return known
         with contextlib.closing(source.open()) as blob:
             on_read = self._reporter(source.label, source.size)
-            with Stream(blob, source.label, on_read) as stream:
+            split_path = os.path.join(self._session.directory, b"split-%d" % len(self._new_layers))
+            with (
+                Stream(blob, source.label, on_read) as stream,
+                open(split_path, "xb", opener=_read_only) as file,
+            ):
+                split = SplitWriter(file)
                 builder = LayerBuilder(
-                    self._staging, source.label, absolute_names=self._absolute_names
+                    self._staging, source.label, absolute_names=self._absolute_names, split=split
                 )
-                reader = TarReader(stream, source.label, needs_end=source.needs_end)
+                reader = TarReader(
+                    stream, source.label, needs_end=source.needs_end, record=split.raw
+                )
                 try:
                     root = builder.apply_all(reader)
                 except SourceInvalid as error:
                     raise self._blame(source, stream, error) from None
                 _check_digests(source, stream)
+                split.finish(stream.digest, stream.size)
         diff_id = stream.digest
         path = os.path.join(self._session.directory, digests.hex_of(diff_id).encode())
         digest = self._write_index(root, path)
-        self._new_indexes.append((path, index_path(self._root, LAYERS, diff_id)))
+        self._new_files.append((path, index_path(self._root, LAYERS, diff_id)))
+        self._new_files.append((split_path, collect.split_path(self._root, diff_id)))
         row = LayerRow(diff_id, stream.size, builder.content_bytes, builder.entries, digest)
         self._new_layers[diff_id] = row
         return row
@@ -178,7 +188,7 @@ class Importer:
         known = self._refs.chains().get(chain_id)
         if known is not None:
             return known
-        staged = {final: path for path, final in self._new_indexes}
+        staged = {final: path for path, final in self._new_files}
         with contextlib.ExitStack() as stack:
             layers = []
             for diff_id in diff_ids:
@@ -187,18 +197,18 @@ class Importer:
             root = merge(layers)
         path = os.path.join(self._session.directory, b"image")
         digest = self._write_index(root, path)
-        self._new_indexes.append((path, index_path(self._root, IMAGES, chain_id)))
+        self._new_files.append((path, index_path(self._root, IMAGES, chain_id)))
         return digest
 
     def _place(self) -> None:
         self._staging.sync()
-        sync_files([path for path, _ in self._new_indexes], self._root)
+        sync_files([path for path, _ in self._new_files], self._root)
         self._session.placing()
         self._staging.place()
-        for path, final in self._new_indexes:
+        for path, final in self._new_files:
             os.rename(path, final)
         self._staging.sync_names()
-        parents = {os.path.dirname(final) for _, final in self._new_indexes}
+        parents = {os.path.dirname(final) for _, final in self._new_files}
         sync_files(sorted(parents), self._root)
 
 

@@ -128,7 +128,7 @@ class Staging:
         path, fd = self._create()
         try:
             hasher = hashlib.sha256()
-            position = 0
+            position = length = 0
             for start, chunks in segments:
                 _hash_zeros(hasher, start - position)
                 if start > position:
@@ -137,11 +137,12 @@ class Staging:
                 for chunk in chunks:
                     hasher.update(chunk)
                     _write_all(fd, chunk)
-                    position += len(chunk)
+                    position = length = position + len(chunk)
             if size > position:
                 _hash_zeros(hasher, size - position)
-                os.ftruncate(fd, size)
                 position = size
+            if position > length:  # GNU tar closes the map with an empty run at the end
+                os.ftruncate(fd, position)
         except BaseException:
             os.unlink(path)
             raise

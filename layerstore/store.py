@@ -3,6 +3,7 @@
     ROOT/refs.sqlite        tags, images, layers, named uppers, leases (refs)
     ROOT/objects/ab/cd...   content by SHA-256 (objects)
     ROOT/layers/DIFF.erofs  the index of each layer
+    ROOT/layers/DIFF.tarsplit  what its tar is rebuilt from (split)
     ROOT/images/CHAIN.erofs the index of each image, its layers merged, by chain id
     ROOT/uppers/NAME/       upper and work of a named upper
     ROOT/tmp, ROOT/lock     imports under way (session)
@@ -33,6 +34,7 @@ from layerstore.refs import ImageRow, LayerRow, Refs, short_id
 
 if TYPE_CHECKING:
     from layerstore.importer import Progress
+    from layerstore.layer_tar import LayerTar
 
 ROOT_VARIABLE = "LAYERSTORE_ROOT"
 _DIRECTORIES = (b"objects", LAYERS, IMAGES, b"uppers", b"tmp")
@@ -229,6 +231,24 @@ class Store:
             with contextlib.suppress(Exception):
                 self._tidy()
             raise
+
+    def layer_tar(self, diff_id: str) -> LayerTar:
+        """The plain tar of a layer as a stream; see `layerstore.layer_tar`.
+
+        Args:
+            diff_id: of the layer, as in `Image.layers`.
+
+        Raises:
+            StoreError: there is no such layer.
+            SplitMissing: its tar cannot be rebuilt.
+        """
+        from layerstore.layer_tar import LayerTar
+
+        row = self._refs.layer(diff_id)
+        if row is None:
+            raise StoreError(f"{show(self.root)}: there is no layer {diff_id}")
+        path = collect.split_path(self.root, diff_id)
+        return LayerTar(self.objects(), path, diff_id, row.tar_size)
 
     def tag(self, name: str, tag: str) -> None:
         """Give an image one more tag, taking it from any other.

@@ -25,6 +25,7 @@ from layerstore.index.tree import Node, directory
 from layerstore.index.writer import can_store_xattr
 from layerstore.objects import Staging
 from layerstore.oci.tar import TarEntry, TarReader
+from layerstore.split import SplitWriter
 
 INLINE_MAX = 512
 """Files up to so many bytes live in the index, as an object each takes a block, an inode and a sync.
@@ -46,14 +47,23 @@ class LayerBuilder:
         label: what the layer is called in messages.
         absolute_names: take a name like `/etc/passwd` as one below the root of the image; otherwise
             it is refused.
+        split: where the tar is kept taken apart; its reader records there what is not content.
     """
 
-    def __init__(self, staging: Staging, label: str, *, absolute_names: bool = False) -> None:
+    def __init__(
+        self,
+        staging: Staging,
+        label: str,
+        *,
+        absolute_names: bool = False,
+        split: SplitWriter | None = None,
+    ) -> None:
         self.root = directory()
         self.root.xattrs[marks.IMPLIED] = b""
         self.entries = 0
         self.content_bytes = 0
         self._staging = staging
+        self._kept = split
         self._label = label
         self._absolute_names = absolute_names
         self._whiteouts: list[tuple[Node, bytes]] = []
@@ -124,15 +134,26 @@ class LayerBuilder:
                 node.set_content(Sparse(entry.size), entry.size)
                 return
             digest = self._staging.add_sparse(reader.segments(entry), entry.size)
+            self._keep(digest, entry.segments)
         elif entry.size <= INLINE_MAX:
-            node.set_content(Inline(b"".join(reader.data(entry))), entry.size)
+            data = b"".join(reader.data(entry))
+            if self._kept is not None:
+                self._kept.raw(data)
+            node.set_content(Inline(data), entry.size)
             return
         elif entry.size <= 1 << 20:
             digest = self._staging.add_bytes(b"".join(reader.data(entry)))
+            self._keep(digest, [(0, entry.size)])
         else:
             digest = self._staging.add(reader.data(entry))
+            self._keep(digest, [(0, entry.size)])
         path = digest[7:9] + "/" + digest[9:]
         node.set_content(Object(path.encode()), entry.size)
+
+    def _keep(self, digest: str, segments: list[tuple[int, int]]) -> None:
+        if self._kept is not None:
+            for start, length in segments:
+                self._kept.content(digest, start, length)
 
     def _decorate(self, node: Node, entry: TarEntry) -> None:
         node.mode = entry.kind | entry.mode

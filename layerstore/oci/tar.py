@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, cast
 
 from layerstore.errors import SourceInvalid, show
@@ -108,11 +108,22 @@ class TarReader:
         label: what it is called in messages.
         needs_end: refuse a stream that ends without the two blocks of zeros. Where a digest covers
             the stream they prove nothing, and some archivers leave them out.
+        record: called with everything in the stream, in order, but for what `data` and `segments`
+            give.
     """
 
-    def __init__(self, source: Source, label: str, *, needs_end: bool = True) -> None:
+    def __init__(
+        self,
+        source: Source,
+        label: str,
+        *,
+        needs_end: bool = True,
+        record: Callable[[bytes], None] | None = None,
+    ) -> None:
         self._source = source
-        self._seekable = cast(SeekableSource, source) if hasattr(source, "skip") else None
+        self._record = record
+        seekable = record is None and hasattr(source, "skip")
+        self._seekable = cast(SeekableSource, source) if seekable else None
         self._label = label
         self._needs_end = needs_end
         self._position = 0
@@ -153,7 +164,7 @@ class TarReader:
             yield piece
 
     def _read_data(self, entry: TarEntry, size: int) -> bytes:
-        piece = self._read(size)
+        piece = self._take(size)
         if len(piece) < size:
             raise self._bad(
                 entry.offset,
@@ -372,7 +383,10 @@ class TarReader:
             read += BLOCK
             if read > META_MAX or self._remaining < BLOCK:
                 raise self._bad(offset, "the map of a sparse file does not end")
-            rest += self._read_data(entry, BLOCK)
+            block = self._read_data(entry, BLOCK)
+            if self._record is not None:
+                self._record(block)
+            rest += block
         return list(zip(numbers[1::2], numbers[2::2], strict=True))
 
     def _check_map(self, entry: TarEntry, offset: int) -> None:
@@ -410,6 +424,12 @@ class TarReader:
         self._remaining = self._padding = 0
 
     def _read(self, size: int) -> bytes:
+        data = self._take(size)
+        if self._record is not None:
+            self._record(data)
+        return data
+
+    def _take(self, size: int) -> bytes:
         data = self._source.read(size)
         self._position += len(data)
         return data

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from layerstore.check import check
-from layerstore.collect import objects_of
+from layerstore.collect import objects_of, split_path
 from layerstore.store import Image, Store
 from tests.layerstore.archives import Item, folder, hard_link, symlink, tar_of
 
@@ -38,15 +38,16 @@ def litter(root: Path) -> list[str]:
         return found
     with Store.open(str(root)) as store:
         images = store.images()
-        indexes = {path for image in images for path in (*image.layer_indexes, image.image_index)}
+        files = {path for image in images for path in (*image.layer_indexes, image.image_index)}
+        files |= {split_path(store.root, row.diff_id) for image in images for row in image.layers}
         used: set[bytes] = set()
-        for path in indexes:
+        for path in files:
             used |= objects_of(path)
         for digest in store.objects():
             if bytes.fromhex(digest[7:]) not in used:
                 found.append(digest)
     there = [path for kind in ("layers", "images") for path in (root / kind).iterdir()]
-    return found + [str(path) for path in there if os.fsencode(path) not in indexes]
+    return found + [str(path) for path in there if os.fsencode(path) not in files]
 
 
 def problems(root: Path) -> list[str]:
