@@ -23,6 +23,7 @@ usage: overlayfs-py [-f] [-d] -o lowerdir=DIR[:DIR...][,upperdir=DIR,workdir=DIR
        overlayfs-py -o remount,ro|rw MNT
        overlayfs-py mount [--ro | --upper DIR --work DIR | --name NAME] [--root STORE] IMAGE MNT
        overlayfs-py umount [--lazy] MNT...
+       overlayfs-py sync MNT...
        overlayfs-py ps [--json]
        overlayfs-py diff [--json] [--lower DIR]... MNT|UPPER
        overlayfs-py which [--json] PATH...
@@ -71,6 +72,7 @@ def _choose(arguments: list[str]) -> Callable[[list[str]], int]:
     commands: dict[str, Callable[[list[str]], int]] = {
         "mount": _mount_image,
         "umount": _umount,
+        "sync": _sync,
         "ps": _ps,
         "diff": _diff,
         "which": _which,
@@ -216,6 +218,21 @@ def _umount(arguments: list[str]) -> int:
     for mountpoint in given.mountpoints:
         try:
             unmount(os.fsencode(mountpoint), lazy=given.lazy)
+        except UserError as error:
+            status = _complain(error)
+    return status
+
+
+def _sync(arguments: list[str]) -> int:
+    parser = _Arguments()
+    parser.add_argument("mountpoints", metavar="MNT", nargs="+")
+    given = parser.read(arguments[1:])
+    from overlayfs_py.sync import sync
+
+    status = 0
+    for mountpoint in given.mountpoints:
+        try:
+            sync(os.fsencode(mountpoint))
         except UserError as error:
             status = _complain(error)
     return status

@@ -132,6 +132,15 @@ def _is_admin() -> bool:
         return uid_map.read().split() == ["0", "0", "4294967295"]
 
 
+def _make_durable(overlay: Overlay) -> None:
+    """The end of a mount is where the kernel's overlayfs syncs the upper's filesystem; not if volatile or fsync=0."""
+    try:
+        if overlay.state.config.syncs:
+            overlay.sync()
+    except OSError as error:
+        log.error("what was written may not be on the disk: %s", error.strerror)
+
+
 class Mount:
     """One mount in this process.
 
@@ -157,6 +166,7 @@ class Mount:
                 yield overlay, attached
             finally:
                 self._leave(attached)
+            _make_durable(overlay)
         finally:
             overlay.close()
 

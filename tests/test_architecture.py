@@ -37,6 +37,7 @@ ROOMS = {
         "options",
         "preflight",
         "registry",
+        "sync",
         "unmount",
     ],
     "wire": ["wire"],

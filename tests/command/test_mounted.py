@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import shlex
 import signal
@@ -427,3 +428,62 @@ def test_no_fuse_device_is_one_line(base: Path) -> None:
     assert done.returncode == 1
     assert "/dev/fuse cannot be opened" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def _syncs(pid: int, act: Callable[[], Any]) -> list[str]:
+    """The calls of syncfs(2) that a process and its threads make while `act` runs, to the end of the process."""
+    with subprocess.Popen(
+        ["strace", "-f", "-e", "trace=syncfs", "-p", str(pid)],
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as tracer:
+        assert tracer.stderr is not None
+        assert "attached" in tracer.stderr.readline()
+        act()
+        said = tracer.stderr.read()
+    return [line for line in said.splitlines() if "syncfs(" in line]
+
+
+@pytest.mark.parametrize(("options", "synced"), [("", 1), (",volatile", 1), (",fsync=0", 0)])
+def test_the_end_of_a_mount_makes_the_upper_durable(base: Path, options: str, synced: int) -> None:
+    """A volatile one is synced before its upper is declared to be good again."""
+    record = mount(base, "-o", UPPER + options, "m")
+    (base / "m/new").write_text("new")
+    found = _syncs(record.pid, lambda: run("umount", "m", cwd=base))
+    assert len(found) == synced, found
+
+
+@pytest.mark.parametrize("transport", ["device", "pyfuse3"])
+def test_sync_writes_what_a_mapping_changed(base: Path, transport: str) -> None:
+    mount(base, "-o", f"{UPPER},transport={transport}", "m")
+    with open(base / "m/low", "r+b") as file, mmap.mmap(file.fileno(), 3) as view:
+        view[0:3] = b"LOW"
+        done = run("sync", "m", cwd=base)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert (base / "u/low").read_bytes() == b"LOW"
+
+
+def test_sync_reaches_the_uppers_filesystem(base: Path) -> None:
+    mount(base, "-o", UPPER, "m")
+    trace = base / "trace"
+    subprocess.run(
+        ["strace", "-y", "-e", "trace=syncfs", "-o", trace, *COMMAND, "sync", base / "m"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    lines = [line for line in trace.read_text().splitlines() if line.startswith("syncfs")]
+    assert [line.partition("<")[2].partition(">")[0] for line in lines] == [
+        str(base / "m"), str(base / "u"),
+    ]  # fmt: skip
+
+
+def test_sync_says_what_it_cannot_do(base: Path) -> None:
+    assert "is not a live mount" in refusal("sync", "m", cwd=base)
+    mount(base, "-o", "lowerdir=a", "m")
+    assert run("sync", "m", cwd=base).returncode == 0, "nothing to write"
+    run("umount", "m", cwd=base)
+    mount(base, "-o", UPPER, "m")
+    (base / "u").rename(base / "elsewhere")
+    assert "cannot be synced: No such file" in refusal("sync", "m", cwd=base)
+    (base / "u").mkdir()
+    assert "another directory is at" in refusal("sync", "m", cwd=base)
