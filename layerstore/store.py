@@ -153,6 +153,13 @@ class Store:
         row, tags = self._find(name)
         return self._image(row, tags)
 
+    def index_of(self, name: str) -> bytes:
+        """The path of the image's index; finds the image as `resolve` does, and looks at none of its
+        layers: what a mount needs costs the same whatever their number.
+        """
+        row, _ = self._find(name)
+        return index_path(self.root, IMAGES, row.chain_id)
+
     def _find(self, name: str) -> tuple[ImageRow, dict[str, str]]:
         tags = self._refs.tags()
         image_id = None
@@ -339,8 +346,7 @@ class Store:
         Raises:
             StoreError: the name cannot be one, or belongs to another image.
         """
-        names.check_upper_name(name)
-        directory = os.path.join(self.root, b"uppers", name.encode())
+        directory = self._upper_directory(name)
         with self._refs.transaction():
             known = self._refs.uppers().get(name)
             if known is not None and known != image.id:
@@ -365,6 +371,18 @@ class Store:
                 _copy_attributes(index, os.path.join(made, b"upper"))
             os.rename(made, directory)
 
+    def mark_metacopies(self, name: str) -> None:
+        """Note that a named upper may get files that only have attributes (metacopies)."""
+        path = os.path.join(self._upper_directory(name), b"metacopy")
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def has_metacopies(self, name: str) -> bool:
+        """Whether a named upper may have files that only have attributes (metacopies)."""
+        return os.path.exists(os.path.join(self._upper_directory(name), b"metacopy"))
+
+    def _upper_directory(self, name: str) -> bytes:
+        return os.path.join(self.root, b"uppers", names.check_upper_name(name).encode())
+
     def uppers(self) -> dict[str, str]:
         """All named uppers, and the id of the image each is on."""
         return self._refs.uppers()
@@ -375,7 +393,7 @@ class Store:
         Raises:
             StoreError: there is none of this name, or a mount uses it.
         """
-        directory = os.path.join(self.root, b"uppers", names.check_upper_name(name).encode())
+        directory = self._upper_directory(name)
         with contextlib.ExitStack() as stack, self._refs.transaction():
             if name not in self._refs.uppers():
                 raise StoreError(f"there is no named upper {name} in {show(self.root)}")

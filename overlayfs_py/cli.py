@@ -21,7 +21,8 @@ _USAGE = """\
 usage: overlayfs-py [-f] [-d] -o lowerdir=DIR[:DIR...][,upperdir=DIR,workdir=DIR][,OPTION...] MNT
        overlayfs-py SOURCE MNT -o OPTIONS        (as mount.fuse3 calls it; SOURCE is not looked at)
        overlayfs-py -o remount,ro|rw MNT
-       overlayfs-py mount [--ro | --upper DIR --work DIR | --name NAME] [--root STORE] IMAGE MNT
+       overlayfs-py mount [--ro | --upper DIR --work DIR | --name NAME] [--root STORE]
+                          [--engine fuse|kernel|auto] IMAGE MNT
        overlayfs-py umount [--lazy] MNT...
        overlayfs-py sync MNT...
        overlayfs-py ps [--json]
@@ -166,6 +167,7 @@ def _mount_image(arguments: list[str]) -> int:
     how.add_argument("--name")
     parser.add_argument("--work")
     parser.add_argument("--root", default=os.environ.get("LAYERSTORE_ROOT"))
+    parser.add_argument("--engine", default="fuse")
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("mountpoint", metavar="MNT")
     given = parser.read(arguments[1:])
@@ -179,13 +181,34 @@ def _mount_image(arguments: list[str]) -> int:
         given.options, image=given.image, upper_name=given.name, store_root=given.root or None
     )
     options.read_only = options.read_only or given.ro
-    return _mount(options, _mountpoint(given.mountpoint), given)
+    mountpoint = _mountpoint(given.mountpoint)
+    if given.engine != "fuse" and _mount_by_kernel(options, mountpoint, given):
+        return 0
+    return _mount(options, mountpoint, given)
 
 
-def _mount(options: MountOptions, mountpoint: bytes, given: argparse.Namespace) -> int:
+def _mount_by_kernel(options: MountOptions, mountpoint: bytes, given: argparse.Namespace) -> bool:
+    """False: the daemon has to do it, and the options say why."""
+    from overlayfs_py import engine
+
+    if given.engine not in engine.ENGINES:
+        raise UserError(f"--engine={given.engine}: must be one of {', '.join(engine.ENGINES)}")
+    _settle_debug(options, given)
+    if not engine.mount(given.engine, options, mountpoint):
+        return False
+    for note in options.notes:
+        print(f"{PROGRAM}: {_shown(note)}", file=sys.stderr)
+    return True
+
+
+def _settle_debug(options: MountOptions, given: argparse.Namespace) -> None:
     # libfuse: -d and -o debug imply -f; fuse-overlayfs's --debug does not.
     options.foreground = given.foreground or given.debug_foreground or options.debug
     options.debug = options.debug or given.debug or given.debug_foreground
+
+
+def _mount(options: MountOptions, mountpoint: bytes, given: argparse.Namespace) -> int:
+    _settle_debug(options, given)
     if options.foreground:
         from overlayfs_py import foreground
 

@@ -110,7 +110,7 @@ def _held(kind: str, path: bytes, fd: int, holder: Record | None) -> str:
     if holder is not None:
         return (
             f"{kind} {name} is held by the mount on {os.fsdecode(holder.mountpoint)} "
-            f"(process {holder.pid}): unmount that first, or use another directory"
+            f"({holder.holder}): unmount that first, or use another directory"
         )
     return f"{kind} {name} is locked by {_locker(fd)}: wait for its end, or use another directory"
 

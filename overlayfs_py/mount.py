@@ -94,9 +94,9 @@ def _image_layers(options: MountOptions, marks: Marks) -> Iterator[Layer]:
     assert options.image is not None
     try:
         store = Store.open(options.store_root, create=False)
-        image = store.resolve(options.image)
+        index = Index(store.index_of(options.image))
         # One index has all layers of the image merged, so a lookup costs the same with any number.
-        yield ImageLayer(Index(image.image_index), store.objects_dir, marks)
+        yield ImageLayer(index, store.objects_dir, marks)
     except StoreError as error:
         raise UserError(str(error)) from None
 

@@ -28,6 +28,15 @@ def check(options: MountOptions, mountpoint: bytes) -> holds.Hold:
     """
     check_mountpoint(mountpoint)
     check_host(options)
+    return check_layers(options)
+
+
+def check_layers(options: MountOptions) -> holds.Hold:
+    """The part of `check` that is about the layers, whoever is to serve them.
+
+    Raises:
+        UserError: the reason.
+    """
     layers = _layers(options)
     for kind, path in layers:
         _check_directory(kind, path)
@@ -70,7 +79,7 @@ def check_mountpoint(mountpoint: bytes) -> None:
     record = registry.find(path, device) or registry.find(path)
     ours = record is not None and record.device in ("", device)
     if ours or (entry is not None and entry.fstype == b"fuse.overlayfs-py"):
-        process = f" (process {record.pid})" if record is not None else ""
+        process = f" ({record.holder})" if record is not None else ""
         raise UserError(
             f"mountpoint {name} is in use by an overlayfs-py mount{process}: run 'overlayfs-py "
             f"umount {name}' "
@@ -231,7 +240,7 @@ def _check_in_use(options: MountOptions, layers: list[tuple[str, bytes]]) -> Non
         for identity in (record.upper_id, record.work_id):
             if identity:
                 records[identity] = record
-                held[identity] = (f"process {record.pid}", record.mountpoint)
+                held[identity] = (record.holder, record.mountpoint)
     for mountpoint, identity in holds.kernel_overlays():
         held[identity] = ("the kernel", mountpoint)
     above = _Above({identity: (identity, b"") for identity in held})

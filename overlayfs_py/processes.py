@@ -51,7 +51,7 @@ class Mount:
             "mode": self.mode,
             "source": source if entry is None else os.fsdecode(entry.source),
             "type": fstype if entry is None else os.fsdecode(entry.fstype),
-            "pid": record and record.pid,
+            "pid": (record and record.pid) or None,
             "started": record and record.started,
             "lowerdirs": record and [os.fsdecode(path) for path in record.lowerdirs],
             "data_lowerdirs": record and [os.fsdecode(path) for path in record.data_lowerdirs],
@@ -60,6 +60,7 @@ class Mount:
             "image": record and record.image,
             "name": record and record.upper_name,
             "transport": record and record.transport,
+            "engine": record and record.engine,
         }
 
     def as_row(self) -> list[str]:
@@ -72,7 +73,7 @@ class Mount:
             os.fsdecode(self.mountpoint),
             self.state,
             self.mode,
-            str(record.pid),
+            str(record.pid) if record.pid else "kernel",
             _duration(time.time() - record.started),
             layers,
             record.upper_name or _text(record.upperdir) or "-",

@@ -1,6 +1,9 @@
 """Which mounts are live: one small file per mount, and locks that the kernel drops with their
 holder.
 
+A mount that the kernel serves (`engine.kernel`) has no process to hold a lock: its record counts
+for as long as the mount is in the mount table it was made in.
+
 Owns the runtime directory and the records in it, not the mounts themselves. A record is locked
 (flock(2)) by its daemon for as long as it lives, so one that can be locked is stale, whatever
 became of the process or its number. Functions block for a few file operations; any thread.
@@ -18,10 +21,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from overlayfs_py import mountinfo
 from overlayfs_py.options import MountOptions
 
 ENVIRONMENT = "OVERLAYFS_PY_RUNTIME_DIR"
 _SYSTEM_DIRECTORY = "/run/overlayfs-py"
+_KERNELS = ".kernel"
 
 
 @dataclass(slots=True)
@@ -30,7 +35,8 @@ class Record:
 
     `device` is st_dev as major:minor, empty until the mount is live. `upper_id` and `work_id` are
     st_dev:st_ino of the held directories. `started` is seconds since the epoch. `namespace` names
-    the daemon's mount namespace.
+    the daemon's mount namespace. `engine` is fuse or kernel; a mount of the kernel's has `pid` 0,
+    and `boot` names the run of the kernel that has it.
     """
 
     mountpoint: bytes
@@ -55,6 +61,13 @@ class Record:
     xattr_permissions: int = 0
     read_only: bool = False
     transport: str = ""
+    engine: str = "fuse"
+    boot: str = ""
+
+    @property
+    def holder(self) -> str:
+        """Who serves the mount, for a message."""
+        return f"process {self.pid}" if self.pid else "the kernel"
 
     def encode(self) -> bytes:
         """As JSON; paths that are not UTF-8 travel as lone surrogates."""
@@ -202,6 +215,22 @@ class Registration:
             self._fd = -1
 
 
+def keep(record: Record) -> None:
+    """Write the record of a mount that the kernel serves; it goes with the mount.
+
+    Raises:
+        OSError: no runtime directory can be written.
+    """
+    place = _usable_directory()
+    if place is None:
+        raise PermissionError(13, f"none of {', '.join(directories())} can be written")
+    record.boot = _boot()
+    path = os.path.join(place, f"{os.urandom(8).hex()}{_KERNELS}")
+    with open(path + ".new", "xb") as file:
+        file.write(record.encode())
+    os.rename(path + ".new", path)
+
+
 def live() -> list[Record]:
     """The records of mounts whose daemon lives, oldest first; stale ones are swept on the way."""
     records: list[Record] = []
@@ -221,6 +250,54 @@ def _live_in(place: str) -> Iterator[Record]:
             record = _read(place, name) or _read(place, name)
             if record is not None:
                 yield record
+        elif name.endswith(_KERNELS):
+            record = _read_kernels(os.path.join(place, name))
+            if record is not None:
+                yield record
+
+
+def _read_kernels(path: str) -> Record | None:
+    try:
+        with open(path, "rb") as file:
+            record = Record.decode(file.read())
+        if record.boot == _boot() and _is_mounted(record):
+            return record
+        os.unlink(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None
+
+
+def _is_mounted(record: Record) -> bool:
+    """Whether a mount of the kernel's is still in the mount namespace it was made in.
+
+    Raises:
+        OSError: that cannot be looked into.
+    """
+    pid = None
+    if record.namespace != _namespace():
+        pid = _process_in(record.namespace)
+        if pid is None:
+            return False
+    device, source = record.device.encode(), os.fsencode(record.source)
+    return any(
+        entry.device == device and entry.fstype == b"overlay" and entry.source == source
+        for entry in mountinfo.entries(pid)
+    )
+
+
+def _process_in(namespace: str) -> int | None:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/{pid}/ns/mnt") == namespace:
+                return int(pid)
+    return None
+
+
+def _boot() -> str:
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+    return ""
 
 
 def _read(place: str, name: str) -> Record | None:

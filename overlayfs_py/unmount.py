@@ -52,13 +52,26 @@ def unmount(path: bytes, *, lazy: bool = False) -> None:
     finally:
         if process >= 0:
             os.close(process)
+    if record is not None and record.engine == "kernel":
+        _release(record)
+
+
+def _release(record: Record) -> None:
+    """Let the store know that the kernel may have unmounted an image: its lease goes if so, else
+    with the next command that wants to know.
+    """
+    from layerstore.errors import StoreError
+    from layerstore.store import Store
+
+    with contextlib.suppress(StoreError), Store.open(record.store_root, create=False) as store:
+        store.leases.settle()
 
 
 def _process(record: Record | None) -> int:
     """A descriptor of the daemon that no other process can inherit by number; -1 where there is
     none.
     """
-    if record is not None:
+    if record is not None and record.pid:
         with contextlib.suppress(OSError):
             return os.pidfd_open(record.pid)
     return -1

@@ -29,7 +29,7 @@ ROOMS = {
         "protection",
         "remount",
     ],
-    "mount": ["ending", "mount"],
+    "mount": ["ending", "engine", "mount"],
     "options": [
         "escaping",
         "holds",
@@ -43,7 +43,7 @@ ROOMS = {
     "wire": ["wire"],
     "overlay": ["overlay"],
     "layers": ["layers"],
-    "syscalls": ["syscalls", "errors", "mount_flags", "mountinfo"],
+    "syscalls": ["syscalls", "errors", "mount_api", "mount_flags", "mountinfo"],
 }
 """Top-level modules and packages of overlayfs_py by room; a room imports itself and those below it."""
 
