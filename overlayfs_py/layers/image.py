@@ -69,7 +69,12 @@ class ImageLayer:
             raise OverlayError(errno.EIO, str(error), logging.ERROR) from None
 
     def find(self, parent: int, name: bytes, below: bool) -> Found | None:
-        nid = self._ask(self.index.lookup, parent, name)
+        try:
+            nid = self.index.lookup(parent, name)
+        except IndexCorrupt:
+            if not stat.S_ISDIR(self._ask(self.index.stat, parent).mode):
+                raise OverlayError(errno.ENOTDIR) from None
+            nid = self._ask(self.index.lookup, parent, name)
         if nid is None:
             return None
         known = self._ask(self.index.stat, nid)

@@ -986,7 +986,8 @@ cdef class Lane:
         memset(at, 0, whole)
         if plus:
             told = <EntryOut *>at
-            if entry != NULL and entry.state == LANE:
+            # Python knows no directory any more that is closed and still open: a node in it could not be handed over.
+            if entry != NULL and entry.state == LANE and not dir.closed:
                 node = self._node(dir, entry, &status)
             if node != NULL:
                 self._fill_entry(told, node, &status)

@@ -1,88 +1,42 @@
-"""Arbitrary, damaged and truncated requests against a real union: `python -m tests.wire.device.fuzz`.
+"""`tools/fuzz wire`: arbitrary, damaged and truncated requests to a session over real unions, without a mount.
 
 Each request that is to be answered gets exactly one whole reply with an errno that makes sense, no other gets any,
-and nothing is logged as a bug.
+and nothing is logged as a bug. The lane answers first, built with the compiler's address and undefined-behaviour
+sanitizers unless `--plain` is given; `--pure` leaves the lane out.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import random
 import resource
-import struct
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from struct import Struct
+from dataclasses import dataclass, field
 
-from overlayfs_py.mount import build
-from overlayfs_py.options import MountOptions
-from overlayfs_py.wire.device import protocol
-from overlayfs_py.wire.device.protocol import IN_HEADER, NO_REPLY, Opcode
-from tests.wire.device.desk import Desk, Reply
+import msgspec
 
-LAYOUTS: dict[int, tuple[Struct | None, int]] = {
-    Opcode.LOOKUP: (None, 1),
-    Opcode.FORGET: (protocol.FORGET_IN, 0),
-    Opcode.GETATTR: (protocol.READ_IN, 0),
-    Opcode.SETATTR: (protocol.SETATTR_IN, 0),
-    Opcode.READLINK: (None, 0),
-    Opcode.SYMLINK: (None, 2),
-    Opcode.MKNOD: (protocol.MKNOD_IN, 1),
-    Opcode.MKDIR: (protocol.MKDIR_IN, 1),
-    Opcode.UNLINK: (None, 1),
-    Opcode.RMDIR: (None, 1),
-    Opcode.RENAME: (protocol.RENAME_IN, 2),
-    Opcode.RENAME2: (protocol.RENAME2_IN, 2),
-    Opcode.LINK: (protocol.LINK_IN, 1),
-    Opcode.OPEN: (protocol.OPEN_IN, 0),
-    Opcode.READ: (protocol.READ_IN, 0),
-    Opcode.WRITE: (protocol.WRITE_IN, 1),
-    Opcode.STATFS: (None, 0),
-    Opcode.RELEASE: (protocol.RELEASE_IN, 0),
-    Opcode.FSYNC: (protocol.FSYNC_IN, 0),
-    Opcode.SETXATTR: (protocol.SETXATTR_EXT_IN, 2),
-    Opcode.GETXATTR: (protocol.GETXATTR_IN, 1),
-    Opcode.LISTXATTR: (protocol.GETXATTR_IN, 0),
-    Opcode.REMOVEXATTR: (None, 1),
-    Opcode.OPENDIR: (protocol.OPEN_IN, 0),
-    Opcode.READDIR: (protocol.READ_IN, 0),
-    Opcode.READDIRPLUS: (protocol.READ_IN, 0),
-    Opcode.RELEASEDIR: (protocol.RELEASE_IN, 0),
-    Opcode.FSYNCDIR: (protocol.FSYNC_IN, 0),
-    Opcode.CREATE: (protocol.CREATE_IN, 1),
-    Opcode.TMPFILE: (protocol.CREATE_IN, 1),
-    Opcode.FALLOCATE: (protocol.FALLOCATE_IN, 0),
-    Opcode.LSEEK: (protocol.LSEEK_IN, 0),
-    Opcode.COPY_FILE_RANGE: (protocol.COPY_FILE_RANGE_IN, 0),
-    Opcode.COPY_FILE_RANGE_64: (protocol.COPY_FILE_RANGE_IN, 0),
-    Opcode.STATX: (protocol.STATX_IN, 0),
-    Opcode.INTERRUPT: (protocol.INTERRUPT_IN, 0),
-    Opcode.BATCH_FORGET: (protocol.BATCH_FORGET_IN, 0),
-}
-"""Fixed part of each request, and how many strings follow."""
+from overlayfs_py.wire.device.protocol import IN_HEADER, NO_REPLY, READ_IN, Opcode
+from tests.wire.device import sanitizer, unions
+from tests.wire.device.arbitrary import Requests
+from tests.wire.device.desk import Reply
+from tests.wire.device.line import Line
 
-_NAMES_NODE = (Opcode.LOOKUP, Opcode.MKDIR, Opcode.MKNOD, Opcode.SYMLINK, Opcode.CREATE)
-_NAMES_HANDLE = (Opcode.OPEN, Opcode.OPENDIR)
-_NUMBERS = (0, 1, 2, 3, 4, 7, 0o644, 4096, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
-_WORDS = (
-    b"a",
-    b"b",
-    b"c",
-    b"d",
-    b"dir",
-    b"user.x",
-    b"security.capability",
-    b"",
-    b".",
-    b"..",
-    b"a/b",
-)
-_KEPT = 40
-"""Node and handle ids that are remembered; the kernel uses what it was told, most of the time."""
+BATCH = 32
+"""Requests that are put in before their replies are waited for."""
+PER_UNION = 6000
+"""Requests to one union; the next has fresh directories."""
+CALM = 0.9
+"""Share of the batches that change nothing: what was changed is Python's from then on."""
+ANSWER_WITHIN_S = 30.0
+_WITH_A_SIZE = (Opcode.READ, Opcode.READDIR, Opcode.READDIRPLUS)
 
 _NOT_A_BUG = (
     "malformed request",
@@ -94,12 +48,23 @@ _NOT_A_BUG = (
 )
 
 
+@dataclass
+class Tally:
+    """What came of the requests so far: `wrong` are the answers, silences and log lines that should not be."""
+
+    inputs: int = 0
+    answers: int = 0
+    by_lane: int = 0
+    unanswered: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
 class Bugs(logging.Handler):
     """Keeps what is logged at WARNING and above and is not the request's own fault."""
 
-    def __init__(self) -> None:
+    def __init__(self, found: list[str]) -> None:
         super().__init__(logging.WARNING)
-        self.found: list[str] = []
+        self.found = found
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
@@ -108,175 +73,208 @@ class Bugs(logging.Handler):
 
 
 class Fuzzer:
-    def __init__(self, desk: Desk, seed: int) -> None:
-        self.desk = desk
-        self.chance = random.Random(seed)
-        self.nodes = [1]
-        self.handles = [1]
+    """Puts requests into one line, and judges what comes back."""
 
-    def number(self) -> int:
-        chance = self.chance
-        kind = chance.random()
-        if kind < 0.35:
-            return chance.choice(self.handles)
-        if kind < 0.5:
-            return chance.choice(self.nodes)
-        if kind < 0.9:
-            return chance.choice(_NUMBERS)
-        return chance.getrandbits(64)
+    def __init__(self, line: Line, requests: Requests, tally: Tally) -> None:
+        self.line = line
+        self.requests = requests
+        self.tally = tally
 
-    def word(self) -> bytes:
-        chance = self.chance
-        if chance.random() < 0.95:
-            return chance.choice(_WORDS)
-        return chance.randbytes(chance.choice((1, 10, 255, 256, 5000)))
+    def batch(self, count: int) -> None:
+        due: dict[int, bytes] = {}
+        self.requests.calm = self.requests.chance.random() < CALM
+        for _ in range(count):
+            raw = self.requests.request()
+            if is_answered(raw):
+                due[IN_HEADER.unpack_from(raw)[2]] = raw
+            self.line.put(raw)
+        self.tally.inputs += count
+        while due and not self.tally.wrong:
+            reply = self.line.reply(ANSWER_WITHIN_S)
+            if reply is None:
+                self.tally.unanswered += len(due)
+                self._wrong("no answer", next(iter(due.values())))
+            elif reply.unique:
+                self._judge(due.pop(reply.unique, None), reply)
+        if not self.tally.wrong and (late := self.line.reply(0)) is not None and late.unique:
+            self._judge(None, late)
+        if self.line.ended:
+            self.tally.wrong.append("the reader gave up")
 
-    def body(self, opcode: int) -> bytes:
-        chance = self.chance
-        layout, strings = LAYOUTS.get(opcode, (None, chance.randrange(3)))
-        fixed = b""
-        if layout is not None:
-            fixed = self._typed(layout)
-        rest = b"".join(self.word() + b"\0" for _ in range(strings))
-        if opcode == Opcode.WRITE:
-            rest = chance.randbytes(chance.choice((0, 1, 100, 4096)))
-            fixed = fixed[:16] + struct.pack("<I", len(rest)) + fixed[20:]
-        elif opcode == Opcode.SETXATTR:
-            name, value = self.word(), self.word()
-            rest = name + b"\0" + value
-            fixed = struct.pack("<I", len(value)) + fixed[4:]
-        elif opcode == Opcode.BATCH_FORGET:
-            rest = b"".join(struct.pack("<QQ", self.number(), self.number()) for _ in range(3))
-        return fixed + rest
-
-    def _typed(self, layout: Struct) -> bytes:
-        values = []
-        for code in layout.format.lstrip("<"):
-            size = struct.calcsize("<" + code)
-            value = self.number() & (1 << 8 * size) - 1
-            if code.islower() and value >= 1 << 8 * size - 1:
-                value -= 1 << 8 * size
-            values.append(value)
-        return layout.pack(*values)
-
-    def request(self) -> bytes:
-        chance = self.chance
-        known = chance.random() < 0.97
-        opcode = chance.choice(list(LAYOUTS)) if known else chance.getrandbits(8)
-        body = self.body(opcode)
-        node = chance.choice(self.nodes) if chance.random() < 0.95 else self.number()
-        pid = chance.choice((0, os.getpid(), 1, chance.getrandbits(31)))
-        uid = chance.choice((0, 1000, (1 << 32) - 1))
-        extensions = 0 if chance.random() < 0.98 else chance.getrandbits(16)
-        unique = chance.getrandbits(63) | 1
-        size = IN_HEADER.size + len(body)
-        header = (size, opcode, unique, node, uid, uid, pid, extensions, 0)
-        raw = bytearray(IN_HEADER.pack(*header) + body)
-        damage = chance.random()
-        if damage < 0.08:
-            del raw[chance.randrange(len(raw)) :]
-            if chance.random() < 0.7 and len(raw) >= IN_HEADER.size:
-                raw[:4] = struct.pack("<I", len(raw))
-        elif damage < 0.16:
-            for _ in range(chance.randrange(1, 4)):
-                raw[chance.randrange(len(raw))] = chance.getrandbits(8)
-        elif damage < 0.17:
-            raw = bytearray(chance.randbytes(chance.randrange(200)))
-        return bytes(raw)
-
-    def one(self) -> str:
-        """What is wrong with the answer to one request; empty: nothing."""
-        raw = self.request()
-        self.desk.put(raw)
-        self.desk.settle()
-        replies = [reply for reply in self.desk.replies() if reply.unique]
-        if len(raw) < IN_HEADER.size:
-            return "an answer to no request" if replies else ""
-        _, opcode, unique, *_ = IN_HEADER.unpack_from(raw)
-        if opcode in NO_REPLY or unique == 0:
-            return "" if unique == 0 or not replies else f"an answer to opcode {opcode}"
-        if len(replies) != 1:
-            return f"{len(replies)} answers to opcode {opcode}: {raw!r}"
-        return self._judge(opcode, unique, replies[0])
-
-    def _judge(self, opcode: int, unique: int, reply: Reply) -> str:
-        if reply.unique != unique:
-            return f"opcode {opcode}: the answer to {reply.unique}"
+    def _judge(self, raw: bytes | None, reply: Reply) -> None:
+        if raw is None:
+            self.tally.wrong.append(f"an answer to nothing that was asked: {reply}")
+            return
+        self.tally.answers += 1
+        opcode, body = IN_HEADER.unpack_from(raw)[1], raw[IN_HEADER.size :]
         if not 0 <= reply.error < 512:
-            return f"opcode {opcode}: error {reply.error}"
-        if reply.error and reply.body:
-            return f"opcode {opcode}: {os.strerror(reply.error)} and a body"
-        if not reply.error and len(reply.body) >= 8:
-            (told,) = struct.unpack_from("<Q", reply.body)
-            if opcode in _NAMES_NODE and told:
-                self.nodes = [1, told, *self.nodes[1:_KEPT]]
-            elif opcode in _NAMES_HANDLE:
-                self.handles = [told, *self.handles[:_KEPT]]
-        return ""
+            self._wrong(f"error {reply.error}", raw)
+        elif reply.error and reply.body:
+            self._wrong(f"{os.strerror(reply.error)} and a body", raw)
+        elif reply.error:
+            pass
+        elif opcode in _WITH_A_SIZE and len(reply.body) > READ_IN.unpack_from(body)[2]:
+            self._wrong(f"{len(reply.body)} bytes, more than were asked for", raw)
+        else:
+            self.requests.learn(opcode, reply.body)
+
+    def _wrong(self, what: str, raw: bytes) -> None:
+        self.tally.wrong.append(f"{what}: opcode {IN_HEADER.unpack_from(raw)[1]}: {raw[:200]!r}")
+
+
+def is_answered(raw: bytes) -> bool:
+    """Whether a request must have an answer. One of number 0 is a notification's, and not judged."""
+    if len(raw) < IN_HEADER.size:
+        return False
+    _, opcode, unique, *_ = IN_HEADER.unpack_from(raw)
+    return bool(unique) and opcode not in NO_REPLY
+
+
+def run(inputs: int, seed: int, directory: str, *, laned: bool = True) -> Iterator[Tally]:
+    """Put in so many requests; the tally after each union, and the last one with what went wrong."""
+    tally = Tally()
+    chance = random.Random(seed)
+    kinds = itertools.cycle(unions.KINDS)
+    with _listening(tally):
+        while tally.inputs < inputs and not tally.wrong:
+            with (
+                tempfile.TemporaryDirectory(dir=directory) as home,
+                unions.union(next(kinds), home) as overlay,
+            ):
+                end = min(inputs, tally.inputs + PER_UNION)
+                _one_union(Line(overlay, laned=laned), chance.getrandbits(64), end, tally)
+            yield tally
+
+
+def _one_union(line: Line, seed: int, end: int, tally: Tally) -> None:
+    fuzzer = Fuzzer(line, Requests(seed), tally)
+    try:
+        while tally.inputs < end and not tally.wrong:
+            fuzzer.batch(min(BATCH, end - tally.inputs))
+    finally:
+        if line.laned is not None:
+            tally.by_lane += line.laned.lane.answered
+        line.close()
 
 
 @contextmanager
-def union(directory: str) -> Iterator[Desk]:
-    """A union over directories of its own, with files of bounded size."""
-    paths = {name: os.path.join(directory, name) for name in ("lower", "upper", "work")}
-    for path in paths.values():
-        os.mkdir(path)
-    os.mkdir(os.path.join(paths["lower"], "dir"))
-    for name in ("a", "b", "dir/c"):
-        with open(os.path.join(paths["lower"], name), "wb") as file:
-            file.write(b"content" * 1000)
-    options = MountOptions(
-        lowerdirs=[os.fsencode(paths["lower"])],
-        upperdir=os.fsencode(paths["upper"]),
-        workdir=os.fsencode(paths["work"]),
-        fsync=False,
-    )
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 24, before[1]))
-    overlay = build(options)
-    desk = Desk(overlay)
-    try:
-        yield desk
-    finally:
-        desk.close()
-        overlay.close()
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def run(inputs: int, seed: int, directory: str) -> list[str]:
-    """What went wrong in so many requests."""
-    bugs = Bugs()
+def _listening(tally: Tally) -> Iterator[None]:
+    bugs = Bugs(tally.wrong)
     logger = logging.getLogger("overlayfs_py")
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(bugs)
+    # Files stay open that no request closes.
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
     try:
-        with union(directory) as desk:
-            fuzzer = Fuzzer(desk, seed)
-            for number in range(inputs):
-                wrong = fuzzer.one()
-                if wrong:
-                    bugs.found.append(f"input {number}: {wrong}")
-                if bugs.found:
-                    break
+        yield
     finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
         logger.removeHandler(bugs)
         logger.propagate = propagate
-    return bugs.found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--inputs", type=int, default=1_000_000, help="how many requests")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
-    arguments = parser.parse_args()
-    print(f"seed {arguments.seed}", flush=True)
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as directory:
-        found = run(arguments.inputs, arguments.seed, directory)
-    took = time.monotonic() - started
-    print("\n".join(found) or f"{arguments.inputs} requests in {took:.0f} s: each answered as due")
-    raise SystemExit(bool(found))
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="tools/fuzz wire", description=__doc__)
+    parser.add_argument("--inputs", type=int, default=1_000_000, help="how many requests in all")
+    parser.add_argument("--seed", type=int, help="of the first process; the others count up")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default %(default)s)")
+    parser.add_argument("--directory", default=tempfile.gettempdir(), help="where the unions lie")
+    without = parser.add_mutually_exclusive_group()
+    without.add_argument("--plain", action="store_true", help="the lane as it is installed")
+    without.add_argument("--pure", action="store_true", help="no lane: Python answers everything")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    if chosen.worker:
+        return _work(chosen)
+    if chosen.seed is None:
+        chosen.seed = random.SystemRandom().getrandbits(32)
+    with tempfile.TemporaryDirectory() as built:
+        return _watch(chosen, built)
+
+
+def _work(chosen: argparse.Namespace) -> int:
+    """One process: a line of JSON after each union."""
+    sanitizer.use()
+    for tally in run(chosen.inputs, chosen.seed, chosen.directory, laned=not chosen.pure):
+        print(msgspec.json.encode(tally).decode(), flush=True)
+    return bool(tally.wrong)
+
+
+def _watch(chosen: argparse.Namespace, built: str) -> int:
+    sanitized = not (chosen.plain or chosen.pure)
+    environment = sanitizer.build(built) if sanitized else {}
+    shares = [chosen.inputs // chosen.jobs] * chosen.jobs
+    shares[0] += chosen.inputs % chosen.jobs
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=chosen.directory) as home:
+        workers = [
+            _start(chosen, share, chosen.seed + number, home, environment)
+            for number, share in enumerate(shares)
+        ]
+        try:
+            tallies = _follow(workers)
+        except BaseException:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+            raise
+    return _report(chosen, workers, tallies, sanitized, time.monotonic() - began)
+
+
+def _start(
+    chosen: argparse.Namespace, share: int, seed: int, home: str, environment: dict[str, str]
+) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-m", "tests.wire.device.fuzz", "--worker", "--inputs", str(share)]
+    argv += ["--seed", str(seed), "--directory", home, *(["--pure"] if chosen.pure else [])]
+    return subprocess.Popen(
+        argv, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+
+
+def _follow(workers: list[subprocess.Popen[str]]) -> list[Tally]:
+    """The last tally of each worker, when all have ended; says now and then how far they are."""
+    tallies = [Tally() for _ in workers]
+    said = time.monotonic()
+    lines = [worker.stdout for worker in workers]
+    for texts in itertools.zip_longest(*(line for line in lines if line is not None)):
+        for number, text in enumerate(texts):
+            if text is not None:
+                tallies[number] = msgspec.json.decode(text, type=Tally)
+        if time.monotonic() - said > 60:
+            said = time.monotonic()
+            print(f"{sum(tally.inputs for tally in tallies)} requests so far", flush=True)
+    for worker in workers:
+        worker.wait()
+    return tallies
+
+
+def _report(
+    chosen: argparse.Namespace,
+    workers: list[subprocess.Popen[str]],
+    tallies: list[Tally],
+    sanitized: bool,
+    took_s: float,
+) -> int:
+    failed = False
+    crashes = 0
+    for number, (worker, tally) in enumerate(zip(workers, tallies, strict=True)):
+        crashed = worker.returncode not in (0, 1) or (worker.returncode == 1 and not tally.wrong)
+        crashes += crashed
+        if worker.returncode:
+            failed = True
+            print(f"seed {chosen.seed + number}, after {tally.inputs} requests:")
+            print("\n".join(tally.wrong) or f"the process ended with status {worker.returncode}")
+    lane = "no lane" if chosen.pure else "lane with sanitizers" if sanitized else "lane"
+    print(
+        f"{sum(tally.inputs for tally in tallies)} requests in {took_s:.0f} s (seed {chosen.seed}, {lane}): "
+        f"{sum(tally.answers for tally in tallies)} answers, "
+        f"{sum(tally.by_lane for tally in tallies)} requests done by the lane; "
+        f"{crashes} crashes, {sum(tally.unanswered for tally in tallies)} unanswered, "
+        f"{sum(len(tally.wrong) for tally in tallies)} wrong"
+    )
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
