@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from layerstore.commands import (
+    change,
     images,
     leases,
     transfer,
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     for subject in (
         transfer,
         images,
+        change,
         leases,
         upkeep,
     ):

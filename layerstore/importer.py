@@ -172,7 +172,7 @@ class Importer:
     # --- the image
 
     def _image_row(self, source: ImageSource, spec: str, diff_ids: list[str]) -> ImageRow:
-        config = source.config or _bare_config(diff_ids)
+        config = source.config or (source.make_config or _bare_config)(diff_ids)
         parse_object(config, f"{source.label}: the config")
         return ImageRow(
             digests.of_bytes(config),

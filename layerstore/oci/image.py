@@ -73,8 +73,8 @@ class LayerSource:
 class ImageSource:
     """An image that can be imported.
 
-    `config`: the bytes that give the image its id; empty for a bare tree, which gets one.
-    `names`: what the source calls it.
+    `config`: the bytes that give the image its id; empty for a bare tree, which gets one: from
+    `make_config`, given the diff ids, if it is there. `names`: what the source calls it.
     """
 
     label: str
@@ -82,6 +82,7 @@ class ImageSource:
     layers: list[LayerSource]
     manifest: bytes = b""
     names: list[str] = field(default_factory=list)
+    make_config: Callable[[list[str]], bytes] | None = None
 
 
 def host_architecture() -> str:

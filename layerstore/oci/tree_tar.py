@@ -13,7 +13,7 @@ from layerstore.oci import tar_writer
 _NO_XATTRS = (errno.EOPNOTSUPP, errno.ENODATA, errno.EPERM, errno.EACCES)
 
 
-class TreeTar:
+class TreeTar(tar_writer.Chunks):
     """A tar stream of everything below a directory, to be read like a file.
 
     Sockets have no place in a tar and are left out, as GNU tar leaves them out.
@@ -24,22 +24,7 @@ class TreeTar:
 
     def __init__(self, path: bytes) -> None:
         self._path = path
-        self._chunks = self._stream()
-        self._buffer = b""
-
-    def read(self, size: int, /) -> bytes:
-        """At most `size` bytes; none at the end."""
-        while not self._buffer:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                return b""
-            self._buffer = chunk
-        data, self._buffer = self._buffer[:size], self._buffer[size:]
-        return data
-
-    def close(self) -> None:
-        """Stop reading."""
-        self._chunks.close()
+        super().__init__(self._stream())
 
     def _stream(self) -> Generator[bytes, None, None]:
         links: dict[tuple[int, int], bytes] = {}

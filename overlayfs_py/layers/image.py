@@ -7,7 +7,6 @@ index's own affair and does not show. Any thread.
 from __future__ import annotations
 
 import errno
-import hashlib
 import logging
 import os
 import stat
@@ -15,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import TypeVar
 
 from layerstore.errors import IndexCorrupt
+from layerstore.index import handles
 from layerstore.index.reader import Index, Inline, Object
 from layerstore.index.reader import Stat as IndexStat
 from layerstore.marks import OPAQUE_YES, TRUSTED, Handle, MarkInvalid, Marks, format_handle
@@ -27,9 +27,6 @@ T = TypeVar("T")
 
 _DEVICE = TRUSTED.escape_prefix + b"whiteout"
 _BLOCK_SIZE = 4096
-# No filesystem's handles have this type; the kernel does not see them unless it is given this upper with index=on,
-# and then takes them for those of an unknown filesystem.
-_HANDLE_TYPE = 0xF0
 
 
 class ImageLayer:
@@ -53,7 +50,7 @@ class ImageLayer:
         self.index = index
         self.marks = marks
         self._objects = os.open(objects, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.identity = hashlib.sha256(os.path.basename(index.path)).digest()[:16]
+        self.identity = handles.identity(index.path)
 
     def close(self) -> None:
         os.close(self._objects)
@@ -142,13 +139,11 @@ class ImageLayer:
         return self.identity
 
     def handle(self, ref: int) -> bytes | None:
-        return format_handle(Handle(_HANDLE_TYPE, self.identity, ref.to_bytes(8, "little")))
+        return format_handle(handles.handle_of(self.identity, ref))
 
     def inode(self, handle: Handle) -> int | None:
         """The inode number in a handle that `handle` made, None for any other."""
-        if handle.type != _HANDLE_TYPE or len(handle.fid) != 8:
-            return None
-        return int.from_bytes(handle.fid, "little")
+        return handles.nid_of(handle, self.identity)
 
     def links(self, handle: Handle) -> int:
         """st_nlink of the object behind such a handle, 0 for any other."""

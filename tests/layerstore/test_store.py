@@ -283,9 +283,9 @@ def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     assert store.default_root() == b"/home/me/.local/share/layerstore"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(store, "_in_initial_user_namespace", lambda: True)
+    monkeypatch.setattr(store, "in_initial_user_namespace", lambda: True)
     assert store.default_root() == b"/var/lib/layerstore"
-    monkeypatch.setattr(store, "_in_initial_user_namespace", lambda: False)
+    monkeypatch.setattr(store, "in_initial_user_namespace", lambda: False)
     assert store.default_root() == b"/home/me/.local/share/layerstore"
 
 

@@ -1,0 +1,164 @@
+"""`commit`: an upper directory becomes a layer, and with its base an image. Blocks; one thread.
+
+The layer goes the way of every layer: as a tar stream through the importer. So it gets its digests,
+its index and its objects like one from elsewhere, what the store has already is not kept again, and
+it is in the store whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
+
+from layerstore import names, session
+from layerstore.commit import config
+from layerstore.commit.base import Base
+from layerstore.commit.changes import LayerTar
+from layerstore.commit.config import Description
+from layerstore.commit.upper import Upper, family_of
+from layerstore.errors import StoreError, show
+from layerstore.importer import Importer, no_room
+from layerstore.index.reader import Index
+from layerstore.marks import TRUSTED, USER, Marks
+from layerstore.oci.image import ImageSource, LayerSource
+from layerstore.refs import LayerRow
+from layerstore.store import Image, Store, in_initial_user_namespace
+
+if TYPE_CHECKING:
+    from layerstore.importer import Progress
+
+
+@dataclass(slots=True, frozen=True)
+class Committed:
+    """What is committed.
+
+    `base`: the image that the upper was made on, as `Store.resolve` takes it; None for none. `work`:
+    see `commit.upper.Upper`. `userxattr`: whether its marks are `user.overlay.*`, None: find out.
+    `quiet`: it is mounted, and whoever mounted it keeps it from changing for now.
+    """
+
+    upper: bytes
+    work: bytes | None
+    base: str | None
+    title: str
+    userxattr: bool | None = None
+    quiet: bool = False
+
+
+def named(store: Store, name: str) -> Committed:
+    """A named upper, which knows its base.
+
+    Raises:
+        StoreError: there is none of this name.
+    """
+    image_id = store.uppers().get(names.check_upper_name(name))
+    if image_id is None:
+        raise StoreError(
+            f"there is no named upper {name} in {show(store.root)}: layerstore uppers lists them"
+        )
+    directory = os.path.join(store.root, b"uppers", name.encode())
+    upper, work = os.path.join(directory, b"upper"), os.path.join(directory, b"work")
+    return Committed(upper, work, image_id, f"the upper {name}")
+
+
+def commit(
+    store: Store,
+    what: Committed,
+    description: Description,
+    tag: str | None = None,
+    progress: Progress | None = None,
+) -> Image:
+    """Make a layer and an image of an upper directory, which stays as it is.
+
+    Args:
+        store: where the base is, and the image will be.
+        what: the upper directory.
+        description: what the image says of it.
+        tag: NAME[:TAG] for the image.
+        progress: see `layerstore.importer.Progress`.
+
+    Raises:
+        StoreError: it cannot be committed; nothing was.
+    """
+    full = names.full_name(tag) if tag is not None else None
+    with contextlib.ExitStack() as stack:
+        if not what.quiet:
+            stack.enter_context(_unmounted(what))
+        importing = stack.enter_context(store.importing())
+        image = store.resolve(what.base) if what.base is not None else None
+        base = None
+        if image is not None:
+            base = Base(stack.enter_context(Index(image.image_index)), store.objects())
+        upper = Upper(what.upper, what.work, _family(what))
+        source = _source(what.title, upper, base, image, description)
+        spec = f"commit of {what.title}" + (f" on {image.name}" if image is not None else "")
+        importer = Importer(store.root, store.refs(), importing, progress)
+        try:
+            with no_room(store.root):
+                image_id = importer.take(source, spec, full)
+        except FileNotFoundError as error:
+            if error.filename is None or not os.fsencode(error.filename).startswith(what.upper):
+                raise
+            raise StoreError(
+                f"{show(error.filename)}: went away while it was read: commit an upper that nobody"
+                " writes to"
+            ) from None
+    return store.resolve(image_id)
+
+
+def _source(
+    label: str,
+    upper: Upper,
+    base: Base | None,
+    image: Image | None,
+    description: Description,
+) -> ImageSource:
+    below = image.layers if image is not None else []
+    layers = [_known(layer) for layer in below]
+    layers.append(LayerSource(label, lambda: cast(BinaryIO, LayerTar(upper, base))))
+
+    def make_config(diff_ids: list[str]) -> bytes:
+        known = image.config if image is not None else None
+        return config.committed(known, len(below), diff_ids, description)
+
+    return ImageSource(label, b"", layers, make_config=make_config)
+
+
+def _known(layer: LayerRow) -> LayerSource:
+    def refuse() -> NoReturn:
+        raise StoreError(
+            f"layer {layer.diff_id} of the base was removed meanwhile: import it again"
+        )
+
+    return LayerSource(layer.diff_id, cast(Callable[[], BinaryIO], refuse), layer.diff_id)
+
+
+def _family(what: Committed) -> Marks:
+    if what.userxattr is not None:
+        return USER if what.userxattr else TRUSTED
+    privileged = os.geteuid() == 0 and in_initial_user_namespace()
+    return family_of(what.upper, privileged=privileged)
+
+
+@contextlib.contextmanager
+def _unmounted(what: Committed) -> Iterator[None]:
+    """Keep mounts of ours away from the upper, which hold a lock on theirs.
+
+    Raises:
+        StoreError: one has it, or it is no directory.
+    """
+    if not os.path.isdir(what.upper):
+        raise StoreError(f"{show(what.upper)}: there is no such directory")
+    with contextlib.ExitStack() as stack:
+        for path in filter(None, (what.upper, what.work)):
+            held = session.try_lock(path)
+            if held is None:
+                raise StoreError(
+                    f"{what.title} is mounted: unmount it first, or let overlayfs-py commit take it as"
+                    " it is"
+                )
+            stack.callback(os.close, held)
+        yield
