@@ -239,7 +239,6 @@ class Store:
             with contextlib.suppress(Exception):
                 self._tidy()
             raise
-<<<<<<< HEAD
 
     def layer_tar(self, diff_id: str) -> LayerTar:
         """The plain tar of a layer as a stream; see `layerstore.layer_tar`.
@@ -258,8 +257,6 @@ class Store:
             raise StoreError(f"{show(self.root)}: there is no layer {diff_id}")
         path = collect.split_path(self.root, diff_id)
         return LayerTar(self.objects(), path, diff_id, row.tar_size)
-=======
->>>>>>> 0501f0a (Commit an upper directory as a layer and an image)
 
     def tag(self, name: str, tag: str) -> None:
         """Give an image one more tag, taking it from any other.

@@ -44,7 +44,7 @@ class _Place(NamedTuple):
     natural: int | None
 
 
-class LayerTar(tar_writer.Chunks):
+class UpperTar(tar_writer.Chunks):
     """The layer as a tar stream, to be read like a file.
 
     Args:

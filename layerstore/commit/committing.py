@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
 from layerstore import names, session
 from layerstore.commit import config
 from layerstore.commit.base import Base
-from layerstore.commit.changes import LayerTar
+from layerstore.commit.changes import UpperTar
 from layerstore.commit.config import Description
 from layerstore.commit.upper import Upper, family_of
 from layerstore.errors import StoreError, show
@@ -118,7 +118,7 @@ def _source(
 ) -> ImageSource:
     below = image.layers if image is not None else []
     layers = [_known(layer) for layer in below]
-    layers.append(LayerSource(label, lambda: cast(BinaryIO, LayerTar(upper, base))))
+    layers.append(LayerSource(label, lambda: cast(BinaryIO, UpperTar(upper, base))))
 
     def make_config(diff_ids: list[str]) -> bytes:
         known = image.config if image is not None else None

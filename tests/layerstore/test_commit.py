@@ -20,7 +20,7 @@ import pytest
 from layerstore import marks
 from layerstore.cli import run
 from layerstore.commit.base import Base
-from layerstore.commit.changes import LayerTar
+from layerstore.commit.changes import UpperTar
 from layerstore.commit.committing import Committed, commit, named
 from layerstore.commit.config import Description, committed, parse_change
 from layerstore.commit.upper import Upper
@@ -72,7 +72,7 @@ class Place:
         upper = Upper(os.fsencode(self.upper), os.fsencode(self.work) if work else None, USER)
         with Index(self.base.image_index) as index:
             below = Base(index, self.store.objects()) if base else None
-            stream = LayerTar(upper, below)
+            stream = UpperTar(upper, below)
             data = b"".join(iter(lambda: stream.read(1 << 20), b""))
         return tarfile.open(fileobj=io.BytesIO(data))
 
