@@ -19,6 +19,7 @@ from layerstore.commands import (
     change,
     images,
     leases,
+    registry,
     transfer,
     upkeep,
 )
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         transfer,
         images,
         change,
+        registry,
         leases,
         upkeep,
     ):

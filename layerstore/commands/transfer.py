@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from layerstore.commands.output import print_json, progress_bars, summary
 from layerstore.commands.parsing import Commands, open_store
+from layerstore.store import Image, Store
+
+if TYPE_CHECKING:
+    from layerstore.importer import Progress
 
 _SOURCES = """
 sources, as skopeo spells them:
@@ -14,6 +19,7 @@ sources, as skopeo spells them:
   docker-archive:PATH[:NAME:TAG|:@N]   what docker save and podman save write
   tar:PATH                             a root file system in a tar; - is standard input
   dir:PATH                             a root file system in a directory
+  docker://REFERENCE                   an image in a registry; layerstore pull has options for it
 A PATH alone is looked at. Archives and layers may be plain, gzip or zstd.
 """
 
@@ -39,14 +45,18 @@ def add(commands: Commands) -> None:
 
 def _import(arguments: argparse.Namespace) -> int:
     with open_store(arguments, create=True) as store, progress_bars() as progress:
-        image = store.import_image(
-            arguments.source,
-            arguments.tag,
-            progress,
-            absolute_names=arguments.absolute_names,
-        )
+        image = _take_in(store, arguments, progress)
     if arguments.json:
         print_json(summary(image))
     else:
         print(image.id, *image.tags)
     return 0
+
+
+def _take_in(store: Store, arguments: argparse.Namespace, progress: Progress | None) -> Image:
+    source, tag, absolute = arguments.source, arguments.tag, arguments.absolute_names
+    if source.startswith("docker://"):
+        from layerstore.registry.images import pull
+
+        return pull(store, source, tag, progress, absolute_names=absolute)
+    return store.import_image(source, tag, progress, absolute_names=absolute)

@@ -11,7 +11,7 @@ import queue
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import zstandard
 from isal import isal_zlib
@@ -36,6 +36,15 @@ _OTHERS = {
 
 class _Blob(Protocol):
     def read(self, size: int, /) -> bytes: ...
+
+
+@runtime_checkable
+class Waiting(Protocol):
+    """A blob whose reads may wait for what comes late or never."""
+
+    def give_up(self) -> None:
+        """End a read that waits in another thread."""
+        ...
 
 
 class Digested:
@@ -230,6 +239,7 @@ class Stream:
     def __init__(
         self, blob: BinaryIO, label: str, on_read: Callable[[int], None] | None = None
     ) -> None:
+        self._source = blob
         self._blob = Digested(blob, on_read)
         self._label = label
         self._hasher = hashlib.sha256()
@@ -247,6 +257,8 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
+        if isinstance(self._source, Waiting):
+            self._source.give_up()
         while self._thread.is_alive():
             try:
                 self._queue.get(timeout=0.05)

@@ -27,7 +27,7 @@ from layerstore.oci.tree_tar import TreeTar
 
 SCHEMES = ("oci-archive", "oci", "docker-archive", "tar", "dir")
 _KNOWN_ELSEWHERE = {
-    "docker": "copy it into a file first: skopeo copy {} oci-archive:PATH",
+    "docker": "docker://[HOST[:PORT]/]REPOSITORY[:TAG] names an image in a registry",
     "docker-daemon": "save it first: docker save -o PATH NAME, then docker-archive:PATH",
     "containers-storage": "save it first: podman save --format oci-archive -o PATH NAME",
 }

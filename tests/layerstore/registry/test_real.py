@@ -1,0 +1,150 @@
+"""The registry that people run, with skopeo on the other side."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from layerstore.cli import run
+from layerstore.store import Store
+from tests.layerstore.archives import layout_of
+from tests.layerstore.registry.docker import (
+    PASSWORD,
+    USER,
+    DockerRegistry,
+    docker_registry,
+    needs_registry,
+    skopeo_push,
+)
+from tests.layerstore.stores import BASE, TOP, imported, litter, problems
+
+pytestmark = needs_registry
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Iterator[DockerRegistry]:
+    (tmp_path / "plain").mkdir()
+    with docker_registry(tmp_path / "plain") as it:
+        yield it
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[DockerRegistry]:
+    """With basic authentication and TLS."""
+    (tmp_path / "closed").mkdir()
+    with docker_registry(tmp_path / "closed", authentication=True, tls=True) as it:
+        yield it
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--format=v2s2"],
+        ["--format=oci", "--dest-compress-format=zstd"],
+        ["--format=oci", "--dest-decompress"],
+    ],
+)
+def test_what_skopeo_pushed(
+    plain: DockerRegistry, root: Path, tmp_path: Path, options: list[str]
+) -> None:
+    source = layout_of([BASE, TOP]).archive(tmp_path / "a.tar")
+    if "--dest-decompress" in options:
+        source, options = (
+            layout_of([BASE, TOP], compress="").archive(tmp_path / "b.tar"),
+            options[:1],
+        )
+    skopeo_push(plain, source, "some/where:1", *options)
+    reference = f"{plain.name}/some/where:1"
+    assert run(["--root", str(root), "pull", "--insecure", reference]) == 0
+    same = imported(tmp_path / "other", source)
+    with Store.open(str(root)) as store:
+        image = store.resolve(reference)
+    assert [layer.diff_id for layer in image.layers] == [layer.diff_id for layer in same.layers]
+    assert image.chain_id == same.chain_id
+    assert problems(root) == []
+    assert litter(root) == []
+
+
+def test_what_is_not_there(
+    plain: DockerRegistry, root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--root", str(root), "pull", "--insecure", f"{plain.name}/no/such:1"]) == 1
+    said = capfd.readouterr().err
+    assert "no/such/manifests/1: is not there: manifest unknown" in said
+    assert said.count("\n") == 1
+
+
+def test_tls_and_basic_authentication(
+    closed: DockerRegistry,
+    root: Path,
+    home: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = layout_of([BASE, TOP]).archive(tmp_path / "a.tar")
+    skopeo_push(closed, source, "a:1", f"--dest-creds={USER}:{PASSWORD}")
+    pull = ["--root", str(root), "pull", f"{closed.name}/a:1"]
+    creds = ["--creds", f"{USER}:{PASSWORD}"]
+
+    def said(*options: str) -> str:
+        assert run([*pull, *options]) == 1
+        text = capfd.readouterr().err
+        assert text.count("\n") == 1
+        assert PASSWORD not in text
+        return text
+
+    assert "its certificate is not trusted" in said(*creds)
+    trusted = ["--cert-dir", str(closed.authority)]
+    assert "wants a login: give --creds" in said(*trusted)
+    assert "does not take the credentials of tester" in said(*trusted, "--creds", f"{USER}:x")
+    assert run([*pull, *trusted, *creds]) == 0
+    # Nobody is between this machine and itself.
+    assert run([*pull, "--insecure", *creds]) == 0
+    monkeypatch.setenv("SSL_CERT_FILE", f"{closed.authority}/ca.crt")
+    assert run([*pull, *creds]) == 0
+    monkeypatch.delenv("SSL_CERT_FILE")
+    directory = home / ".config/containers/certs.d" / closed.name
+    directory.parent.mkdir(parents=True)
+    assert closed.authority is not None
+    directory.symlink_to(closed.authority)
+    encoded = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    (home / "run/containers").mkdir(parents=True)
+    auths = {"auths": {closed.name: {"auth": encoded}}}
+    (home / "run/containers/auth.json").write_text(json.dumps(auths))
+    assert run(pull) == 0
+
+
+def test_certificates_that_are_none(
+    closed: DockerRegistry, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "certs"
+    pull = ["--root", str(root), "pull", f"{closed.name}/a:1", "--cert-dir", str(directory)]
+
+    def said() -> str:
+        assert run(pull) == 1
+        text = capfd.readouterr().err
+        assert text.count("\n") == 1
+        return text
+
+    assert "there is no such directory of certificates" in said()
+    directory.mkdir()
+    assert "its certificate is not trusted" in said()
+    (directory / "x.crt").write_text("nonsense")
+    assert "x.crt: cannot be used as a certificate" in said()
+    (directory / "x.crt").unlink()
+    (directory / "x.cert").write_text("nonsense")
+    assert "x.cert" in said()
+
+
+def test_a_registry_without_tls_says_what_to_do(
+    plain: DockerRegistry, root: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--root", str(root), "pull", f"{plain.name}/a:1", "--timeout", "5"]) == 1
+    said = capfd.readouterr().err
+    # A server without TLS may also wait for the end of what it takes for a request.
+    assert "it may speak plain http, which --insecure allows" in said or "nothing came" in said
