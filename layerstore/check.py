@@ -1,8 +1,9 @@
 """fsck: whether the store holds what its images need.
 
 Compares every index with the digest it had when it was made, reads every split, and looks for every
-object that one of them refers to; with `content`, reads the objects too. Changes nothing. Beside
-imports and removals it may report what is just coming or going.
+object that one of them refers to, and for the blobs that were kept; with `content`, reads objects
+and blobs too. Changes nothing. Beside imports and removals it may report what is just coming or
+going.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from layerstore import digests
-from layerstore.collect import IMAGES, LAYERS, index_path, objects_of, split_path
+from layerstore.collect import IMAGES, LAYERS, blob_path, index_path, objects_of, split_path
 from layerstore.errors import ObjectCorrupt, ObjectMissing, SplitMissing, StoreError, show
 from layerstore.objects import Objects
 from layerstore.refs import LayerRow
@@ -31,7 +32,7 @@ def check(store: Store, *, content: bool = False) -> Iterator[Problem]:
     """What is wrong with a store.
 
     Args:
-        content: also read all objects and compare them with their names.
+        content: also read all objects and blobs and compare them with their names.
     """
     images = store.images()
     refs = store.refs()
@@ -45,6 +46,7 @@ def check(store: Store, *, content: bool = False) -> Iterator[Problem]:
         users = [image.name for image in images if image.chain_id == chain]
         yield from _check_index(index_path(store.root, IMAGES, chain), digest, users, needed)
     yield from _check_objects(store.objects(), needed, content)
+    yield from _check_blobs(store, images, content)
     yield from _check_uppers(store, images)
 
 
@@ -98,6 +100,26 @@ def _check_objects(
                 raise ObjectMissing(digest)
         except (ObjectMissing, ObjectCorrupt, OSError) as error:
             yield Problem(str(error), users)
+
+
+def _check_blobs(store: Store, images: list[Image], content: bool) -> Iterator[Problem]:
+    names = {image.id: image.name for image in images}
+    users: dict[tuple[str, int], list[str]] = {}
+    for blob in store.refs().blobs():
+        users.setdefault((blob.digest, blob.size), []).append(names.get(blob.image_id, ""))
+    for (digest, size), its_users in users.items():
+        path = blob_path(store.root, digest)
+        try:
+            found = (digest, os.stat(path).st_size)
+            if content:
+                with open(path, "rb", buffering=0) as file:
+                    found = digests.of_stream(file)
+            if found != (digest, size):
+                yield Problem(f"{show(path)}: the kept blob is damaged", its_users)
+        except FileNotFoundError:
+            yield Problem(f"{show(path)}: the kept blob is missing", its_users)
+        except OSError as error:
+            yield Problem(str(error), its_users)
 
 
 def _check_uppers(store: Store, images: list[Image]) -> Iterator[Problem]:

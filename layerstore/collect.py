@@ -1,4 +1,4 @@
-"""Collection: deletes indexes, splits and objects that nothing refers to.
+"""Collection: deletes indexes, splits, objects and kept blobs that nothing refers to.
 
 An index or a split is needed while a row names it or somebody has it open (see `in_use`); an object
 while one of them that is needed refers to it. Runs with imports kept out (`session.exclusive`).
@@ -6,6 +6,7 @@ while one of them that is needed refers to it. Runs with imports kept out (`sess
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from layerstore.refs import Refs
 
 LAYERS = b"layers"
 IMAGES = b"images"
+BLOBS = b"blobs"
 SUFFIX = b".erofs"
 SPLIT_SUFFIX = b".tarsplit"
 
@@ -37,6 +39,11 @@ def index_path(root: bytes, kind: bytes, digest: str) -> bytes:
 def split_path(root: bytes, diff_id: str) -> bytes:
     """Where what a layer's tar is rebuilt from is, by diff id."""
     return os.path.join(root, LAYERS, digests.hex_of(diff_id).encode() + SPLIT_SUFFIX)
+
+
+def blob_path(root: bytes, digest: str) -> bytes:
+    """Where a layer's blob is that was kept as it came."""
+    return os.path.join(root, BLOBS, digests.hex_of(digest).encode())
 
 
 def collect(root: bytes, refs: Refs) -> Collected | None:
@@ -82,8 +89,20 @@ def _collect(root: bytes, refs: Refs) -> Collected:
         if bytes.fromhex(digests.hex_of(digest)) not in live:
             freed += objects.remove(digest)
             removed += 1
+    freed += _remove_blobs(root, {blob_path(root, blob.digest) for blob in refs.blobs()})
     indexes = sum(path.endswith(SUFFIX) for path, _ in unneeded)
     return Collected(removed, freed, indexes)
+
+
+def _remove_blobs(root: bytes, needed: set[bytes]) -> int:
+    """Delete the blobs that no image has; returns the bytes they had."""
+    freed = 0
+    with contextlib.suppress(FileNotFoundError):  # a store from before there were any
+        for entry in os.scandir(os.path.join(root, BLOBS)):
+            if entry.path not in needed:
+                freed += entry.stat().st_size
+                os.unlink(entry.path)
+    return freed
 
 
 def _files(root: bytes) -> list[bytes]:

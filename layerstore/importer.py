@@ -27,6 +27,7 @@ from layerstore.objects import Objects, Staging, sync_files
 from layerstore.oci.compression import Stream
 from layerstore.oci.image import ImageSource, LayerSource, host_architecture, parse_object
 from layerstore.oci.layer import LayerBuilder
+from layerstore.oci.limits import DEFAULT_LIMITS, Limits
 from layerstore.oci.sources import open_source
 from layerstore.oci.tar import TarReader
 from layerstore.refs import ImageRow, LayerRow, Refs
@@ -47,6 +48,9 @@ class Importer:
         session: entered.
         progress: told how far it is.
         absolute_names: see `LayerBuilder`.
+        keep_blobs: keep the layers' blobs as they come, where the image has a manifest that lists
+            them and they are compressed: what is plain is rebuilt as it was anyway.
+        limits: for what a layer may hold.
     """
 
     def __init__(
@@ -57,12 +61,17 @@ class Importer:
         progress: Progress | None = None,
         *,
         absolute_names: bool = False,
+        keep_blobs: bool = False,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self._root = root
         self._refs = refs
         self._session = session
         self._progress = progress
         self._absolute_names = absolute_names
+        self._keep_blobs = keep_blobs
+        self._limits = limits
+        self._blobs: dict[str, int] = {}
         objects = Objects(os.path.join(root, b"objects"))
         self._staging = Staging(objects, session.objects)
         self._new_layers: dict[str, LayerRow] = {}
@@ -79,12 +88,13 @@ class Importer:
             StoreError: it cannot be imported; nothing was.
         """
         tag = names.full_name(tag) if tag is not None else None
-        with no_room(self._root), open_source(spec, self._session.scratch) as source:
+        with no_room(self._root), open_source(spec, self._session.scratch, self._limits) as source:
             return self.take(source, spec, tag)
 
     def take(self, source: ImageSource, spec: str, tag: str | None) -> str:
         """Import an image that is open already; as `run`, but that `spec` is only remembered, and `tag`
         is a full name."""
+        self._keep_blobs = self._keep_blobs and bool(source.manifest)
         layers = [self._layer(layer) for layer in source.layers]
         diff_ids = [layer.diff_id for layer in layers]
         image = self._image_row(source, spec, diff_ids)
@@ -98,6 +108,9 @@ class Importer:
                 self._refs.add_layer(layer)
             self._refs.add_chain(image.chain_id, chain_digest)
             self._refs.add_image(image, diff_ids)
+            if self._keep_blobs:
+                self._refs.set_manifest(image.id, source.manifest)
+                self._refs.set_blobs(image.id, self._blobs)
             for name in tags:
                 self._refs.set_tag(name, image.id)
         self._session.committed()
@@ -109,17 +122,23 @@ class Importer:
         if source.diff_id is not None:
             known = self._new_layers.get(source.diff_id) or self._refs.layer(source.diff_id)
             if known is not None:
+                self._keep_blob_of(source)
                 return known
         with contextlib.closing(source.open()) as blob:
             on_read = self._reporter(source.label, source.size)
             split_path = os.path.join(self._session.directory, b"split-%d" % len(self._new_layers))
             with (
-                Stream(blob, source.label, on_read) as stream,
+                self._copy(source) as copy,
+                Stream(blob, source.label, on_read, copy=copy, limits=self._limits) as stream,
                 open(split_path, "xb", opener=_read_only) as file,
             ):
                 split = SplitWriter(file)
                 builder = LayerBuilder(
-                    self._staging, source.label, absolute_names=self._absolute_names, split=split
+                    self._staging,
+                    source.label,
+                    absolute_names=self._absolute_names,
+                    split=split,
+                    limits=self._limits,
                 )
                 reader = TarReader(
                     stream, source.label, needs_end=source.needs_end, record=split.raw
@@ -138,6 +157,44 @@ class Importer:
         row = LayerRow(diff_id, stream.size, builder.content_bytes, builder.entries, digest)
         self._new_layers[diff_id] = row
         return row
+
+    def _keep_blob_of(self, source: LayerSource) -> None:
+        """Keep the blob of a layer that is there already. Its content is compared with the diff id
+        all the same: what is kept must be that layer."""
+        with self._copy(source) as copy:
+            if copy is None:
+                return
+            with (
+                contextlib.closing(source.open()) as blob,
+                Stream(
+                    blob,
+                    source.label,
+                    self._reporter(source.label, source.size),
+                    copy=copy,
+                    limits=self._limits,
+                ) as stream,
+            ):
+                while stream.read(1 << 20):
+                    pass
+                _check_digests(source, stream)
+
+    @contextlib.contextmanager
+    def _copy(self, source: LayerSource) -> Iterator[Callable[[bytes], object] | None]:
+        """What takes the bytes of a layer's blob to keep them; None if that is not called for. The
+        context ends well only once they have been checked."""
+        digest, size = source.digest, source.size
+        if not self._keep_blobs or digest is None or size is None or digest == source.diff_id:
+            yield None
+            return
+        final = collect.blob_path(self._root, digest)
+        if digest in self._blobs or os.path.exists(final):
+            yield None
+        else:
+            path = os.path.join(self._session.directory, b"blob-%d" % len(self._blobs))
+            with open(path, "xb", opener=_read_only) as file:
+                yield file.write
+            self._new_files.append((path, final))
+        self._blobs[digest] = size
 
     def _blame(self, source: LayerSource, stream: Stream, error: SourceInvalid) -> SourceInvalid:
         """The error to show for a layer that could not be read: a blob that is not what the

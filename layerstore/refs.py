@@ -42,6 +42,15 @@ class ImageRow(NamedTuple):
     imported_ns: int
 
 
+class BlobRow(NamedTuple):
+    """A layer's blob that is kept as it came, for an image whose manifest lists it. `size` in
+    bytes."""
+
+    image_id: str
+    digest: str
+    size: int
+
+
 class LeaseRow(NamedTuple):
     """A lease; see `layerstore.leases`. `boot_id`, `mountpoint` and `upper`: of a mount of the
     kernel's."""
@@ -187,7 +196,10 @@ class Refs:
         return dict(self._db.execute("SELECT name, image_id FROM tags ORDER BY name").fetchall())
 
     def add_image(self, image: ImageRow, diff_ids: list[str]) -> None:
-        """Add an image, unless it is there already. Inside a transaction."""
+        """Add an image. If it is there already, it takes the manifest where it had none. Inside a
+        transaction."""
+        update = "UPDATE images SET manifest = ? WHERE id = ? AND manifest = x''"
+        self._db.execute(update, (image.manifest, image.id))
         known = self._db.execute("SELECT 1 FROM images WHERE id = ?", (image.id,)).fetchone()
         if known:
             return
@@ -195,6 +207,23 @@ class Refs:
         self._db.executemany(
             "INSERT INTO image_layers VALUES (?, ?, ?)",
             [(image.id, position, diff_id) for position, diff_id in enumerate(diff_ids)],
+        )
+
+    def set_manifest(self, image_id: str, manifest: bytes) -> None:
+        """Give an image another manifest. Inside a transaction."""
+        self._db.execute("UPDATE images SET manifest = ? WHERE id = ?", (manifest, image_id))
+
+    def blobs(self) -> list[BlobRow]:
+        """The blobs that were kept, by digest."""
+        query = "SELECT image_id, digest, size FROM blobs ORDER BY digest, image_id"
+        return [BlobRow(*row) for row in self._db.execute(query)]
+
+    def set_blobs(self, image_id: str, blobs: dict[str, int]) -> None:
+        """Say which blobs are kept for an image, and their sizes. Inside a transaction."""
+        self._db.execute("DELETE FROM blobs WHERE image_id = ?", (image_id,))
+        self._db.executemany(
+            "INSERT INTO blobs VALUES (?, ?, ?)",
+            [(image_id, digest, size) for digest, size in blobs.items()],
         )
 
     def set_tag(self, name: str, image_id: str) -> None:

@@ -69,7 +69,18 @@ CREATE TABLE checksums (
 ) STRICT, WITHOUT ROWID;
 """
 
-STEPS = (_FIRST, _LEASES, _CHECKSUMS)
+# An image's and not a layer's: the digests are those that its manifest lists.
+_BLOBS = """
+CREATE TABLE blobs (
+    image_id TEXT NOT NULL REFERENCES images ON DELETE CASCADE,
+    digest TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    PRIMARY KEY (image_id, digest)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX blobs_by_digest ON blobs (digest);
+"""
+
+STEPS = (_FIRST, _LEASES, _CHECKSUMS, _BLOBS)
 VERSION = len(STEPS)
 
 

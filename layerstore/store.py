@@ -4,6 +4,7 @@
     ROOT/objects/ab/cd...   content by SHA-256 (objects)
     ROOT/layers/DIFF.erofs  the index of each layer
     ROOT/layers/DIFF.tarsplit  what its tar is rebuilt from (split)
+    ROOT/blobs/SHA256       the blobs of layers as they came, where an import was to keep them
     ROOT/images/CHAIN.erofs the index of each image, its layers merged, by chain id
     ROOT/uppers/NAME/       upper and work of a named upper
     ROOT/tmp, ROOT/lock     imports under way (session)
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from layerstore import collect, in_use, names, session
-from layerstore.collect import IMAGES, LAYERS, Collected, index_path
+from layerstore.collect import BLOBS, IMAGES, LAYERS, Collected, index_path
 from layerstore.errors import ImageInUse, ImageUnknown, StoreError, show
 from layerstore.index.reader import Index
 from layerstore.leases import Leases
@@ -35,9 +36,10 @@ from layerstore.refs import ImageRow, LayerRow, Refs, short_id
 if TYPE_CHECKING:
     from layerstore.importer import Progress
     from layerstore.layer_tar import LayerTar
+    from layerstore.oci.limits import Limits
 
 ROOT_VARIABLE = "LAYERSTORE_ROOT"
-_DIRECTORIES = (b"objects", LAYERS, IMAGES, b"uppers", b"tmp")
+_DIRECTORIES = (b"objects", LAYERS, IMAGES, BLOBS, b"uppers", b"tmp")
 _DATABASE = b"refs.sqlite"
 
 
@@ -206,6 +208,8 @@ class Store:
         progress: Progress | None = None,
         *,
         absolute_names: bool = False,
+        keep_blobs: bool = False,
+        limits: Limits | None = None,
     ) -> Image:
         """Import an image.
 
@@ -214,15 +218,25 @@ class Store:
             tag: NAME[:TAG] for it; None: what the source calls it, which may be nothing.
             progress: see `layerstore.importer.Progress`.
             absolute_names: take absolute names in a layer as names below its root.
+            keep_blobs: keep compressed layers also as they came, so that the digest of the image's
+                manifest survives an export.
+            limits: for what a layer may hold; None: the usual ones.
 
         Raises:
             StoreError: it cannot be imported; nothing was.
         """
         from layerstore.importer import Importer
+        from layerstore.oci.limits import DEFAULT_LIMITS
 
         with self.importing() as importing:
             importer = Importer(
-                self.root, self._refs, importing, progress, absolute_names=absolute_names
+                self.root,
+                self._refs,
+                importing,
+                progress,
+                absolute_names=absolute_names,
+                keep_blobs=keep_blobs,
+                limits=limits or DEFAULT_LIMITS,
             )
             image_id = importer.run(source, tag)
         return self.resolve(image_id)

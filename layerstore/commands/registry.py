@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from layerstore.commands import import_options
 from layerstore.commands.output import print_json, progress_bars, summary
 from layerstore.commands.parsing import Commands, open_store
 
@@ -39,12 +40,7 @@ def add(commands: Commands) -> None:
         default=[],
         help="look there first; before those of registries.conf",
     )
-    one.add_argument(
-        "--absolute-names",
-        "-P",
-        action="store_true",
-        help="take absolute names in a layer as below the root of the image",
-    )
+    import_options.add(one)
     _add_access(one)
 
 
@@ -135,7 +131,7 @@ def _pull(arguments: argparse.Namespace) -> int:
             progress,
             platform=arguments.platform,
             access=access,
-            absolute_names=arguments.absolute_names,
+            **import_options.chosen(arguments),
         )
     if arguments.json:
         print_json(summary(image))

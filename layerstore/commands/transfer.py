@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from layerstore.commands import import_options
 from layerstore.commands.output import print_json, progress_bars, summary
 from layerstore.commands.parsing import Commands, open_store
 from layerstore.store import Image, Store
@@ -35,12 +36,7 @@ def add(commands: Commands) -> None:
     )
     one.add_argument("source", metavar="SOURCE")
     one.add_argument("--tag", "-t", metavar="NAME[:TAG]", help="the name it gets")
-    one.add_argument(
-        "--absolute-names",
-        "-P",
-        action="store_true",
-        help="take absolute names in a layer as below the root of the image",
-    )
+    import_options.add(one)
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -54,9 +50,9 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _take_in(store: Store, arguments: argparse.Namespace, progress: Progress | None) -> Image:
-    source, tag, absolute = arguments.source, arguments.tag, arguments.absolute_names
+    source, tag, options = arguments.source, arguments.tag, import_options.chosen(arguments)
     if source.startswith("docker://"):
         from layerstore.registry.images import pull
 
-        return pull(store, source, tag, progress, absolute_names=absolute)
-    return store.import_image(source, tag, progress, absolute_names=absolute)
+        return pull(store, source, tag, progress, **options)
+    return store.import_image(source, tag, progress, **options)

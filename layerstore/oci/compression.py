@@ -17,6 +17,7 @@ import zstandard
 from isal import isal_zlib
 
 from layerstore.errors import SourceInvalid
+from layerstore.oci.limits import NO_LIMITS, Limits
 
 CHUNK_SIZE = 1 << 20
 _QUEUE_LENGTH = 8
@@ -53,11 +54,18 @@ class Digested:
     Args:
         file: the stream.
         on_read: called with the number of bytes read so far.
+        copy: called with what was read.
     """
 
-    def __init__(self, file: _Blob, on_read: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        file: _Blob,
+        on_read: Callable[[int], None] | None = None,
+        copy: Callable[[bytes], object] | None = None,
+    ) -> None:
         self._file = file
         self._on_read = on_read
+        self._copy = copy
         self._hasher = hashlib.sha256()
         self.size = 0
 
@@ -66,6 +74,8 @@ class Digested:
         data = self._file.read(size)
         self._hasher.update(data)
         self.size += len(data)
+        if self._copy is not None:
+            self._copy(data)
         if self._on_read is not None:
             self._on_read(self.size)
         return data
@@ -234,13 +244,22 @@ class Stream:
         blob: the stream; only the thread touches it.
         label: what it is called in messages.
         on_read: called on the thread with the number of bytes of the blob read so far.
+        copy: called on the thread with what was read of the blob.
+        limits: for what comes out.
     """
 
     def __init__(
-        self, blob: BinaryIO, label: str, on_read: Callable[[int], None] | None = None
+        self,
+        blob: BinaryIO,
+        label: str,
+        on_read: Callable[[int], None] | None = None,
+        *,
+        copy: Callable[[bytes], object] | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self._source = blob
-        self._blob = Digested(blob, on_read)
+        self._blob = Digested(blob, on_read, copy)
+        self._limits = limits
         self._label = label
         self._hasher = hashlib.sha256()
         self._size = 0
@@ -326,6 +345,7 @@ class Stream:
             for chunk in decompress(self._blob, self._label):
                 self._hasher.update(chunk)
                 self._size += len(chunk)
+                self._limits.check_plain(self._size, self._blob.size, self._label)
                 if not self._put(chunk):
                     return
             self._put(None)

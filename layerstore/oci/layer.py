@@ -24,6 +24,7 @@ from layerstore.index.reader import Inline, Object, Sparse
 from layerstore.index.tree import Node, directory
 from layerstore.index.writer import can_store_xattr
 from layerstore.objects import Staging
+from layerstore.oci.limits import NO_LIMITS, Limits
 from layerstore.oci.tar import TarEntry, TarReader
 from layerstore.split import SplitWriter
 
@@ -48,6 +49,7 @@ class LayerBuilder:
         absolute_names: take a name like `/etc/passwd` as one below the root of the image; otherwise
             it is refused.
         split: where the tar is kept taken apart; its reader records there what is not content.
+        limits: for what the layer may hold.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class LayerBuilder:
         *,
         absolute_names: bool = False,
         split: SplitWriter | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self.root = directory()
         self.root.xattrs[marks.IMPLIED] = b""
@@ -64,6 +67,8 @@ class LayerBuilder:
         self.content_bytes = 0
         self._staging = staging
         self._kept = split
+        self._limits = limits
+        self._sparse_bytes = 0
         self._label = label
         self._absolute_names = absolute_names
         self._whiteouts: list[tuple[Node, bytes]] = []
@@ -78,6 +83,7 @@ class LayerBuilder:
         for entry in reader:
             self._apply(entry, reader)
             self.entries += 1
+            self._limits.check_entries(self.entries, self._label)
         for parent, name in self._whiteouts:
             self._apply_whiteout(parent, name)
         return self.root
@@ -133,6 +139,13 @@ class LayerBuilder:
             if not any(length for _, length in entry.segments):
                 node.set_content(Sparse(entry.size), entry.size)
                 return
+            self._sparse_bytes += entry.size
+            if 0 < self._limits.layer_bytes < self._sparse_bytes:  # each hole is hashed
+                raise self._bad(
+                    entry,
+                    f"with it the layer has sparse files of {self._sparse_bytes} bytes;"
+                    " --max-layer-size allows more",
+                )
             digest = self._staging.add_sparse(reader.segments(entry), entry.size)
             self._keep(digest, entry.segments)
         elif entry.size <= INLINE_MAX:

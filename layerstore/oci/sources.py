@@ -23,6 +23,7 @@ from layerstore.oci.compression import decompress, is_compressed
 from layerstore.oci.docker import docker_image
 from layerstore.oci.files import ArchiveFiles, DirectoryFiles
 from layerstore.oci.image import ImageSource, LayerSource, Layout
+from layerstore.oci.limits import NO_LIMITS, Limits
 from layerstore.oci.tree_tar import TreeTar
 
 SCHEMES = ("oci-archive", "oci", "docker-archive", "tar", "dir")
@@ -34,12 +35,13 @@ _KNOWN_ELSEWHERE = {
 
 
 @contextlib.contextmanager
-def open_source(spec: str, scratch: bytes) -> Iterator[ImageSource]:
+def open_source(spec: str, scratch: bytes, limits: Limits = NO_LIMITS) -> Iterator[ImageSource]:
     """The image that `spec` names, to be read while the context lasts.
 
     Args:
         spec: see the module's docstring.
         scratch: a directory for the plain copy of a compressed archive.
+        limits: for that copy; only the ratio counts, as several layers may be in it.
 
     Raises:
         SourceInvalid: an unknown scheme, nothing there, not what it should be.
@@ -47,7 +49,7 @@ def open_source(spec: str, scratch: bytes) -> Iterator[ImageSource]:
     scheme, path, reference = parse_spec(spec)
     try:
         with contextlib.ExitStack() as stack:
-            yield _open(stack, scheme, path, reference, scratch)
+            yield _open(stack, scheme, path, reference, scratch, limits)
     except (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError) as error:
         if error.filename is None:
             raise
@@ -108,7 +110,12 @@ def _detect(path: bytes) -> str:
 
 
 def _open(
-    stack: contextlib.ExitStack, scheme: str, path: bytes, reference: str | None, scratch: bytes
+    stack: contextlib.ExitStack,
+    scheme: str,
+    path: bytes,
+    reference: str | None,
+    scratch: bytes,
+    limits: Limits,
 ) -> ImageSource:
     if scheme == "oci":
         return Layout(DirectoryFiles(_directory(path))).image(reference)
@@ -116,7 +123,7 @@ def _open(
         return _open_directory(path)
     if scheme == "tar":
         return _open_tar(path)
-    file = stack.enter_context(_plain_archive(path, scratch))
+    file = stack.enter_context(_plain_archive(path, scratch, limits))
     archive = stack.enter_context(contextlib.closing(ArchiveFiles(file, show(path))))
     if scheme == "oci-archive":
         return Layout(archive).image(reference)
@@ -159,7 +166,7 @@ def _open_tar(path: bytes) -> ImageSource:
 
 
 @contextlib.contextmanager
-def _plain_archive(path: bytes, scratch: bytes) -> Iterator[BinaryIO]:
+def _plain_archive(path: bytes, scratch: bytes, limits: Limits) -> Iterator[BinaryIO]:
     """The archive itself, or a plain copy of a compressed one: layers are found by their place."""
     if stat.S_ISDIR(os.stat(path).st_mode):
         raise SourceInvalid(f"{show(path)}: is a directory, not an archive; oci: reads a layout")
@@ -172,5 +179,6 @@ def _plain_archive(path: bytes, scratch: bytes) -> Iterator[BinaryIO]:
         with tempfile.TemporaryFile(dir=scratch) as copy:
             for chunk in decompress(file, show(path)):
                 copy.write(chunk)
+                limits.check_ratio(copy.tell(), file.tell(), show(path))
             copy.flush()
             yield cast(BinaryIO, copy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from layerstore import names
 from layerstore.importer import Importer, Progress, no_room
+from layerstore.oci.limits import DEFAULT_LIMITS, Limits
 from layerstore.registry.access import Access
 from layerstore.registry.platforms import parse_platform
 from layerstore.registry.pull import open_image
@@ -20,6 +21,8 @@ def pull(
     platform: str | None = None,
     access: Access | None = None,
     absolute_names: bool = False,
+    keep_blobs: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Image:
     """Import an image from a registry; layers that are in the store are not downloaded.
 
@@ -30,7 +33,7 @@ def pull(
         progress: see there.
         platform: OS/ARCH[/VARIANT], which image of an index; None: this machine's.
         access: how registries are reached; None: as configured for the user.
-        absolute_names: see `Store.import_image`.
+        absolute_names, keep_blobs, limits: see `Store.import_image`.
 
     Raises:
         StoreError: it cannot be imported; nothing was.
@@ -40,11 +43,19 @@ def pull(
     tag = names.full_name(tag) if tag is not None else None
     refs = store.refs()
     with no_room(store.root), store.importing() as importing:
-        importer = Importer(store.root, refs, importing, progress, absolute_names=absolute_names)
+        importer = Importer(
+            store.root,
+            refs,
+            importing,
+            progress,
+            absolute_names=absolute_names,
+            keep_blobs=keep_blobs,
+            limits=limits,
+        )
         with open_image(
             parsed,
             importing.scratch,
-            lambda diff_id: refs.layer(diff_id) is not None,
+            lambda diff_id: not keep_blobs and refs.layer(diff_id) is not None,
             access or Access(),
             wanted,
             progress,

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from layerstore.check import check
-from layerstore.collect import objects_of, split_path
+from layerstore.collect import blob_path, objects_of, split_path
 from layerstore.store import Image, Store
 from tests.layerstore.archives import Item, folder, hard_link, symlink, tar_of
 
@@ -46,7 +46,8 @@ def litter(root: Path) -> list[str]:
         for digest in store.objects():
             if bytes.fromhex(digest[7:]) not in used:
                 found.append(digest)
-    there = [path for kind in ("layers", "images") for path in (root / kind).iterdir()]
+        files |= {blob_path(store.root, blob.digest) for blob in store.refs().blobs()}
+    there = [path for kind in ("layers", "images", "blobs") for path in (root / kind).iterdir()]
     return found + [str(path) for path in there if os.fsencode(path) not in files]
 
 
