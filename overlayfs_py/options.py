@@ -68,6 +68,7 @@ class MountOptions:
     propagation: list[str] = field(default_factory=list)
     selinux: dict[str, str] = field(default_factory=dict)
     transport: str = TRANSPORT_DEFAULT
+    passthrough: str = "upper"
     poll_us: int | None = None
     auto_unmount: bool = False
     remount: bool = False
@@ -430,6 +431,10 @@ def _poll_us(parser: _Parser, name: str, value: str | None) -> None:
     parser.options.poll_us = int(value)
 
 
+def _passthrough(parser: _Parser, name: str, value: str | None) -> None:
+    parser.options.passthrough = _choice(name, value, ("upper", "lower", "off"))
+
+
 def _off_only(reason: str, off: tuple[str, ...]) -> _Handler:
     def handle(parser: _Parser, name: str, value: str | None) -> None:
         if value not in off:
@@ -478,6 +483,7 @@ _HANDLERS: dict[str, _Handler] = {
     "fsname": _name,
     "subtype": _name,
     "transport": _transport,
+    "passthrough": _passthrough,
     "poll_us": _poll_us,
     "auto_unmount": _flag,
     "remount": _flag,

@@ -94,6 +94,8 @@ class NodeTable:
         self._root = Record(ROOT_ID, root, 0)
         self._by_id: dict[int, Record] = {ROOT_ID: self._root}
         self._by_node: dict[Node, Record] = {root: self._root}
+        # How many superseded records of a node the kernel still holds.
+        self._former: dict[Node, int] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -140,6 +142,18 @@ class NodeTable:
         self.ids.entered(record)
         return record
 
+    def supersede(self, record: Record) -> None:
+        """Have a node told under another id from now on; the id it had stays good until it is forgotten."""
+        del self._by_node[record.node]
+        self._former[record.node] = self._former.get(record.node, 0) + 1
+
+    def is_superseded(self, record: Record) -> bool:
+        return record.node in self._former and self._by_node.get(record.node) is not record
+
+    def is_told_twice(self, id: int) -> bool:
+        """Whether the kernel may have the node `id` as two inodes, each of which it changes by itself."""
+        return bool(self._former) and id in self._by_id and self._by_id[id].node in self._former
+
     def forget(self, id: int, count: int) -> None:
         """Take back `count` replies.
 
@@ -169,12 +183,24 @@ class NodeTable:
             return
         if self._by_id.get(record.id) is record:
             del self._by_id[record.id]
+            if self.is_superseded(record):
+                self._former_left(record.node)
+                return
             del self._by_node[record.node]
             self.ids.left(record)
+            if record.node in self._former:
+                return
         elif record.node in self._by_node:
             # Its number was another's for a while, and is its own again.
             return
         self._drop(record.node)
+
+    def _former_left(self, node: Node) -> None:
+        left = self._former.pop(node) - 1
+        if left:
+            self._former[node] = left
+        elif node not in self._by_node:
+            self._drop(node)
 
     def clear(self) -> None:
         """Forget all but the root, as at the end of a mount, when the kernel sends no FORGET."""

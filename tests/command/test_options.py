@@ -185,6 +185,7 @@ REFUSED = [
     (UPPER + ",gidmapping=0:4294967290:65536", "do not fit"),
     (UPPER + ",uidmapping=0:x:1", "not an id"),
     (UPPER + ",xattr_permissions=3", "must be one of 0, 1, 2"),
+    (UPPER + ",passthrough=on", "must be one of upper, lower, off"),
     (UPPER + ",nfs_export=on", "nfs_export=on cannot be honoured"),
     (UPPER + ",verity=require", "verity=require cannot be honoured"),
     (UPPER + ",uuid=on", "uuid=on cannot be honoured"),

@@ -147,6 +147,48 @@ def test_counts_agree_with_a_model(steps: list[tuple[str, int]]) -> None:
         assert len(table) == len(present) + 1
 
 
+@given(st.lists(st.tuples(st.sampled_from("eeffs"), st.integers(0, 9)), max_size=60))
+def test_a_superseded_id_stays_good_until_it_is_forgotten(steps: list[tuple[str, int]]) -> None:
+    """Nodes are told under a new id after each `supersede`, and dropped when no id of theirs is known any more."""
+    nodes = [MemoryNode(ino, 0) for ino in (10, 11)]
+    dropped: list[int] = []
+    expected: list[int] = []
+    table = NodeTable(
+        MemoryNode(7, 0),  # type: ignore[arg-type]
+        Counter(),
+        lambda node: dropped.append(node.ino),
+    )
+    told: dict[int, list[int]] = {}
+    current: dict[int, int] = {}
+    for step, choice in steps:
+        ids = sorted(told)
+        if step == "e":
+            ino = nodes[choice % 2].ino
+            record = table.enter(nodes[choice % 2])  # type: ignore[arg-type]
+            assert record.id == current.setdefault(ino, record.id)
+            told.setdefault(record.id, [ino, 0])[1] += 1
+        elif step == "f" and ids:
+            id = ids[choice % len(ids)]
+            told[id][1] -= 1
+            table.forget(id, 1)
+            ino, lookups = told[id]
+            if not lookups:
+                del told[id]
+                if current.get(ino) == id:
+                    del current[ino]
+                if all(other != ino for other, _ in told.values()):
+                    expected.append(ino)
+        elif step == "s" and current:
+            ino = sorted(current)[choice % len(current)]
+            table.supersede(table[current.pop(ino)])
+        assert dropped == expected
+        assert sorted(record.id for record in table) == [ROOT_ID, *sorted(told)]
+        for id, (ino, _) in told.items():
+            assert table.is_superseded(table[id]) == (current.get(ino) != id)
+            alone = [other for other, _ in told.values()].count(ino) == 1
+            assert table.is_told_twice(id) == (not alone or current.get(ino) != id)
+
+
 def test_ids_of_a_counter_are_never_used_again() -> None:
     ids = Counter()
     node = MemoryNode(5, 0)

@@ -5,7 +5,10 @@ open decides holds until its last open is released. The kernel drops its side of
 so what is known here is never behind it.
 
 Only files that cannot be replaced under an open descriptor qualify: those in the upper, and all of a mount without
-an upper. A lower file of a writable mount may be copied up, and an open in passthrough would stay on the old content.
+an upper. A lower file of a writable mount may be copied up, and an open in passthrough stays on the old content: such
+files take part only if the mount accepts that (`passthrough=lower`). The copy in the upper then gets a node id of its
+own, since it cannot share an inode with opens of the old content: OPEN is answered with ESTALE, the VFS looks the name
+up once more, and is told of the new id, with the same st_ino.
 
 Not thread safe: under the lock of the mount.
 """
@@ -33,12 +36,13 @@ log = logging.getLogger(__name__)
 
 
 class _Inode:
-    """The opens of one inode; `backing` 0: through the page cache of the mount."""
+    """The opens of one inode; `backing` 0: through the page cache of the mount. `upper`: of the upper's file."""
 
-    __slots__ = ("backing", "opens", "writers")
+    __slots__ = ("backing", "opens", "upper", "writers")
 
-    def __init__(self, backing: int) -> None:
+    def __init__(self, backing: int, upper: bool) -> None:
         self.backing = backing
+        self.upper = upper
         self.opens = 0
         self.writers = 0
 
@@ -48,16 +52,16 @@ class Backings:
 
     Args:
         fd: /dev/fuse.
-        read_only: no file of this mount is ever replaced.
+        lowers: lower files take part, since none is ever replaced or that is accepted.
         changed: tells the kernel to ask again for a node's attributes.
 
     `moving` are the ids of nodes that may change without a request: a shared mapping writes to the
     backing file, and its size and times with it.
     """
 
-    def __init__(self, fd: int, *, read_only: bool, changed: Callable[[int], None]) -> None:
+    def __init__(self, fd: int, *, lowers: bool, changed: Callable[[int], None]) -> None:
         self._fd = fd
-        self._read_only = read_only
+        self._lowers = lowers
         self._changed = changed
         self._inodes: dict[int, _Inode] = {}
         self._files: dict[int, tuple[int, bool]] = {}
@@ -66,11 +70,21 @@ class Backings:
         # Inodes whose pages in the mount's own cache may be older than the file.
         self._bypassed: set[int] = set()
 
+    def is_behind(self, node: int, handle: FileHandle) -> bool:
+        """Whether opens of the inode are on a lower file that `handle`, a new open of it, has been copied up from."""
+        inode = self._inodes.get(node)
+        return inode is not None and inode.backing > 0 and handle.in_upper and not inode.upper
+
+    def superseded(self, node: int) -> None:
+        """A node's object is told under another id from now on: what changes through that one shows here, too."""
+        self.moving.add(node)
+        self._changed(node)
+
     def opened(self, file: int, node: int, handle: FileHandle, flags: int) -> tuple[int, int]:
         """Flags and backing id to reply to an open, `flags` being those without passthrough."""
         inode = self._inodes.get(node)
         if inode is None:
-            inode = _Inode(self._register(handle))
+            inode = _Inode(self._register(handle), handle.in_upper)
             self._inodes[node] = inode
         inode.opens += 1
         writes = handle.writable
@@ -90,7 +104,7 @@ class Backings:
 
     def _register(self, handle: FileHandle) -> int:
         fd = handle.fd
-        if fd is None or not (handle.in_upper or self._read_only):
+        if fd is None or not (handle.in_upper or self._lowers):
             return 0
         device = os.fstat(fd).st_dev
         if device in self._unfit:
@@ -131,6 +145,7 @@ class Backings:
 
     def forget(self, node: int) -> None:
         self._bypassed.discard(node)
+        self.moving.discard(node)
 
     def close(self) -> None:
         """Let go of every backing file, as at the end of the mount."""

@@ -33,6 +33,7 @@ def serve(
     idmap: bool,
     read_only: bool,
     passthrough: bool,
+    lowers: bool,
     device: bytes = b"",
     on_live: Callable[[], None],
     on_end: Callable[[], None],
@@ -48,6 +49,7 @@ def serve(
         idmap: idmapped mounts of it may be made; the kernel must check permissions.
         read_only: nothing is ever copied up.
         passthrough: this process may hand files to the kernel (CAP_SYS_ADMIN in the initial user namespace).
+        lowers: those of lower layers as well, although they may be copied up.
         device: `major:minor` of the mount, b"" if that is not known.
         on_live: called in this thread when requests are being answered.
         on_end: called from a reader's thread when the mount is gone.
@@ -64,7 +66,10 @@ def serve(
         terms = _agree(fuse_fd, wanted)
         log.debug("FUSE 7.%d, %s", terms.minor, terms.flags)
         _read_ahead(device, terms.write_max)
-        laned = _laned(dispatch, terms, read_only) if readers == 1 else None
+        # Where lower files go to the kernel, all opens of one do so alike.
+        lowers = lowers or read_only
+        opens = not (terms.passthrough and lowers)
+        laned = _laned(dispatch, opens) if readers == 1 else None
         session = Session(
             dispatch,
             fuse_fd,
@@ -75,7 +80,7 @@ def serve(
             laned=laned,
         )
         if terms.passthrough:
-            dispatch.backings = Backings(fuse_fd, read_only=read_only, changed=session.node_changed)
+            dispatch.backings = Backings(fuse_fd, lowers=lowers, changed=session.node_changed)
         session.start()
         try:
             on_live()
@@ -91,13 +96,15 @@ def serve(
         os.close(fuse_fd)
 
 
-def _laned(dispatch: DeviceDispatch, terms: Terms, read_only: bool) -> Laned | None:
-    """The lane, where there is one and the kernel may remember what it says."""
+def _laned(dispatch: DeviceDispatch, opens: bool) -> Laned | None:
+    """The lane, where there is one and the kernel may remember what it says.
+
+    Args:
+        opens: it opens files for reading.
+    """
     lane = compiled()
     if lane is None or dispatch.timeout_s is not None:
         return None
-    # A read-only mount hands its files to the kernel, all opens of one alike.
-    opens = not (terms.passthrough and read_only)
     metacopy = dispatch.overlay.state.marks.metacopy
     laned = Laned(lane(dispatch.file_flags, dispatch.directory_flags, opens, metacopy), dispatch)
     dispatch.use_ids(laned)

@@ -5,9 +5,11 @@ Like `Dispatch`: request methods give a `Call`; what a call does runs under the 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from overlayfs_py.errors import OverlayError
 from overlayfs_py.overlay.faults import Fault
 from overlayfs_py.overlay.values import Attributes, Caller, DirectoryEntry, Entry
 from overlayfs_py.wire.device import replies
@@ -53,9 +55,8 @@ class DeviceDispatch(Dispatch):
 
     def attribute_timeout(self, id: int) -> Timeout:
         """How long the kernel may trust the attributes of a node."""
-        if self.backings is not None and id in self.backings.moving:
-            return _NEVER
-        return self.timeout
+        moving = self.backings is not None and id in self.backings.moving
+        return _NEVER if moving or self._nodes.is_told_twice(id) else self.timeout
 
     def told(self, entry: WireEntry) -> tuple[int, ...]:
         """struct fuse_entry_out."""
@@ -156,8 +157,13 @@ class DeviceDispatch(Dispatch):
 
     def open_file(self, id: int, flags: int, caller: Caller) -> Call[Opened]:
         record = self._node(id)
+        if self._nodes.is_superseded(record):
+            raise OverlayError(errno.ESTALE)
 
         def opened(handle: FileHandle) -> Opened:
+            if self._supersedes(handle, record):
+                self.overlay.release(handle)
+                raise OverlayError(errno.ESTALE)
             return self._opened(handle, record, caller)
 
         return Call(self.overlay.open, (record.node, flags, caller), opened, (record,))
@@ -177,11 +183,22 @@ class DeviceDispatch(Dispatch):
     def _made(self, caller: Caller) -> Callable[[tuple[Entry, FileHandle]], Opened]:
         def made(result: tuple[Entry, FileHandle]) -> Opened:
             entry, handle = result
+            id = self.id_of(entry.node)
+            if id is not None:
+                self._supersedes(handle, self._nodes[id])
             told = self._entered(entry)
             opened = self._opened(handle, self._nodes[told.node_id], caller)
             return opened._replace(entry=self.told(told))
 
         return made
+
+    def _supersedes(self, handle: FileHandle, record: Record) -> bool:
+        """Whether a node needs another id, since opens of this one stay on what the new one was copied up from."""
+        if self.backings is None or not self.backings.is_behind(record.id, handle):
+            return False
+        self._nodes.supersede(record)
+        self.backings.superseded(record.id)
+        return True
 
     def _opened(self, handle: FileHandle, record: Record, caller: Caller) -> Opened:
         file = self._add_file(handle, record, caller)
