@@ -240,20 +240,22 @@ class DeviceDispatch(Dispatch):
     def _rows_plain(self, opened: OpenDirectory, offset: int, size: int) -> bytes:
         packed = bytearray()
         for row in self.overlay.readdir(opened.handle, offset):
-            if len(packed) + DIRENT.size + len(row.name) > size:
+            name = _padded(row.name)
+            if len(packed) + DIRENT.size + len(name) > size:
                 break
             packed += DIRENT.pack(row.ino, row.offset, len(row.name), row.type)
-            packed += _padded(row.name)
+            packed += name
         return bytes(packed)
 
     def _rows_plus(self, opened: OpenDirectory, offset: int, size: int) -> bytes:
         packed = bytearray()
         for row, entry in _as_far_as_possible(self.overlay.readdirplus(opened.handle, offset)):
-            if len(packed) + DIRENTPLUS.size + len(row.name) > size:
+            name = _padded(row.name)
+            if len(packed) + DIRENTPLUS.size + len(name) > size:
                 break
             told = _UNTOLD if entry is None else self.told(self._entered(entry))
             packed += DIRENTPLUS.pack(*told, row.ino, row.offset, len(row.name), row.type)
-            packed += _padded(row.name)
+            packed += name
         return bytes(packed)
 
 

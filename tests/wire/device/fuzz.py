@@ -13,9 +13,11 @@ import logging
 import os
 import random
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +38,7 @@ PER_UNION = 6000
 CALM = 0.9
 """Share of the batches that change nothing: what was changed is Python's from then on."""
 ANSWER_WITHIN_S = 30.0
+PROGRESS_EVERY_S = 60.0
 _WITH_A_SIZE = (Opcode.READ, Opcode.READDIR, Opcode.READDIRPLUS)
 
 _NOT_A_BUG = (
@@ -179,7 +182,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--inputs", type=int, default=1_000_000, help="how many requests in all")
     parser.add_argument("--seed", type=int, help="of the first process; the others count up")
     parser.add_argument("--jobs", type=int, default=2, help="processes (default %(default)s)")
-    parser.add_argument("--directory", default=tempfile.gettempdir(), help="where the unions lie")
+    parser.add_argument(
+        "--directory",
+        default=tempfile.gettempdir(),
+        help="where the unions lie (default %(default)s)",
+    )
     without = parser.add_mutually_exclusive_group()
     without.add_argument("--plain", action="store_true", help="the lane as it is installed")
     without.add_argument("--pure", action="store_true", help="no lane: Python answers everything")
@@ -233,19 +240,29 @@ def _start(
 
 
 def _follow(workers: list[subprocess.Popen[str]]) -> list[Tally]:
-    """The last tally of each worker, when all have ended; says now and then how far they are."""
+    """The last tally of each worker, when all have ended, the others because one found something."""
     tallies = [Tally() for _ in workers]
+
+    def listen(number: int) -> None:
+        stream = workers[number].stdout
+        assert stream is not None
+        for text in stream:
+            tallies[number] = msgspec.json.decode(text, type=Tally)
+
+    threads = [threading.Thread(target=listen, args=(number,)) for number in range(len(workers))]
+    for thread in threads:
+        thread.start()
     said = time.monotonic()
-    lines = [worker.stdout for worker in workers]
-    for texts in itertools.zip_longest(*(line for line in lines if line is not None)):
-        for number, text in enumerate(texts):
-            if text is not None:
-                tallies[number] = msgspec.json.decode(text, type=Tally)
-        if time.monotonic() - said > 60:
+    while any(worker.poll() is None for worker in workers):
+        time.sleep(0.2)
+        if any(worker.poll() for worker in workers):
+            for worker in workers:
+                worker.terminate()
+        if time.monotonic() - said > PROGRESS_EVERY_S:
             said = time.monotonic()
             print(f"{sum(tally.inputs for tally in tallies)} requests so far", flush=True)
-    for worker in workers:
-        worker.wait()
+    for thread in threads:
+        thread.join()
     return tallies
 
 
@@ -256,13 +273,11 @@ def _report(
     sanitized: bool,
     took_s: float,
 ) -> int:
-    failed = False
     crashes = 0
     for number, (worker, tally) in enumerate(zip(workers, tallies, strict=True)):
-        crashed = worker.returncode not in (0, 1) or (worker.returncode == 1 and not tally.wrong)
-        crashes += crashed
-        if worker.returncode:
-            failed = True
+        ended = worker.returncode == -signal.SIGTERM  # by us, since another found something
+        if worker.returncode and not ended:
+            crashes += not tally.wrong
             print(f"seed {chosen.seed + number}, after {tally.inputs} requests:")
             print("\n".join(tally.wrong) or f"the process ended with status {worker.returncode}")
     lane = "no lane" if chosen.pure else "lane with sanitizers" if sanitized else "lane"
@@ -273,7 +288,7 @@ def _report(
         f"{crashes} crashes, {sum(tally.unanswered for tally in tallies)} unanswered, "
         f"{sum(len(tally.wrong) for tally in tallies)} wrong"
     )
-    return int(failed)
+    return int(any(worker.returncode for worker in workers))
 
 
 if __name__ == "__main__":

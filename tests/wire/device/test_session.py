@@ -149,6 +149,14 @@ def test_a_listing_counts_only_the_rows_that_it_tells(desk: Desk) -> None:
     assert desk.dispatch.known == 51
 
 
+@pytest.mark.parametrize("opcode", [Opcode.READDIR, Opcode.READDIRPLUS])
+def test_a_listing_is_no_longer_than_asked_for(desk: Desk, opcode: Opcode) -> None:
+    make(desk)
+    fh = number(desk.ask(Opcode.OPENDIR, 1, bytes(8)))
+    lengths = {len(desk.ask(opcode, 1, read(fh, 0, size)).body) - size for size in range(600)}
+    assert max(lengths) == 0
+
+
 def _row(rows: bytes) -> tuple[int, int, int]:
     """Node id, offset and length of the name of the first row."""
     (node,) = struct.unpack_from("<Q", rows)
