@@ -301,7 +301,7 @@ cdef class Lane:
         cdef size_t length = len(name)
         self._lock()
         dir = <Dir *>map_get(&self._dirs, parent)
-        if dir != NULL and length <= 255:
+        if dir != NULL and 0 < length <= 255:
             entry = dir_find(dir, raw, length)
             if entry != NULL and entry.node != NULL:
                 id = entry.node.id

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -41,6 +41,7 @@ ANSWER_WITHIN_S = 30.0
 PROGRESS_EVERY_S = 60.0
 _WITH_A_SIZE = (Opcode.READ, Opcode.READDIR, Opcode.READDIRPLUS)
 
+# The requests' own fault.
 _NOT_A_BUG = (
     "malformed request",
     "the kernel named",
@@ -63,15 +64,16 @@ class Tally:
 
 
 class Bugs(logging.Handler):
-    """Keeps what is logged at WARNING and above and is not the request's own fault."""
+    """Keeps in `found` what is logged at WARNING and above, but for what has one of the `excused` words."""
 
-    def __init__(self, found: list[str]) -> None:
+    def __init__(self, found: list[str], excused: Sequence[str]) -> None:
         super().__init__(logging.WARNING)
         self.found = found
+        self.excused = excused
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if record.exc_info or not any(words in text for words in _NOT_A_BUG):
+        if record.exc_info or not any(words in text for words in self.excused):
             self.found.append(logging.Formatter("%(levelname)s %(message)s").format(record))
 
 
@@ -162,7 +164,7 @@ def _one_union(line: Line, seed: int, end: int, tally: Tally) -> None:
 
 @contextmanager
 def _listening(tally: Tally) -> Iterator[None]:
-    bugs = Bugs(tally.wrong)
+    bugs = Bugs(tally.wrong, _NOT_A_BUG)
     logger = logging.getLogger("overlayfs_py")
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(bugs)
