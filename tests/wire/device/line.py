@@ -23,19 +23,16 @@ class Line:
 
     Args:
         laned: whether the lane answers first.
-        read_only: whether the union has no upper.
         flags: what INIT agreed on.
     """
 
-    def __init__(
-        self, overlay: Any, *, laned: bool, read_only: bool = False, flags: Init = AGREED
-    ) -> None:
+    def __init__(self, overlay: Any, *, laned: bool, flags: Init = AGREED) -> None:
         self._kernel, self._device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._kernel, self._device):
             _widen(end)
         self.dispatch = DeviceDispatch(cast(Any, overlay))
         terms = Terms(45, flags, WRITE_MAX)
-        self.laned = transport._laned(self.dispatch, terms, read_only) if laned else None
+        self.laned = transport._laned(self.dispatch, True) if laned else None
         self.ended = False
         self.session = Session(
             self.dispatch, self._device.fileno(), terms, self._end, laned=self.laned
