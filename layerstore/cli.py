@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from layerstore.commands import (
-    change,
     images,
     leases,
     registry,
     transfer,
+    trees,
     upkeep,
 )
 from layerstore.commands.output import complain
@@ -72,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     for subject in (
         transfer,
         images,
-        change,
         registry,
+        trees,
         leases,
         upkeep,
     ):

@@ -1,9 +1,11 @@
-"""What is in the store, and its names: `images`, `inspect`, `tag`, `rm`, `uppers`."""
+"""What is in the store, and its names: `images`, `inspect`, `history`, `diff`, `tag`, `rm`,
+`uppers`."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 from typing import Any
 
 from layerstore.commands.output import complain, print_json, print_table, size, summary, when
@@ -14,12 +16,21 @@ from layerstore.store import Image
 
 log = logging.getLogger(__name__)
 
+_COMMAND_MAX = 45
+"""As many characters of a command as podman history shows."""
+
 
 def add(commands: Commands) -> None:
     """Add the commands to the parser."""
     commands.add("images", _images, "list the images", aliases=["ls"])
     one = commands.add("inspect", _inspect, "show an image and its layers")
     one.add_argument("image", metavar="IMAGE")
+    one = commands.add("history", _history, "show the steps that made an image, newest first")
+    one.add_argument("image", metavar="IMAGE")
+    one.add_argument("--no-trunc", action="store_true", help="print all of each command")
+    one = commands.add("diff", _diff, "show what one image adds, changes and deletes in another")
+    one.add_argument("old", metavar="IMAGE")
+    one.add_argument("new", metavar="IMAGE")
     one = commands.add("tag", _tag, "give an image one more name")
     one.add_argument("image", metavar="IMAGE")
     one.add_argument("name", metavar="NAME[:TAG]")
@@ -79,6 +90,46 @@ def _details(image: Image) -> dict[str, Any]:
         "layers": layers,
         "config": image.config,
     }
+
+
+def _history(arguments: argparse.Namespace) -> int:
+    from layerstore.history import history
+
+    with open_store(arguments) as store:
+        steps = history(store.resolve(arguments.image))
+    if arguments.json:
+        print_json([step.as_data() for step in steps])
+        return 0
+    rows = []
+    for step in steps:
+        by = show(step.created_by)
+        if len(by) > _COMMAND_MAX and not arguments.no_trunc:
+            by = by[: _COMMAND_MAX - 3] + "..."
+        layer = short_id(step.layer.diff_id) if step.layer is not None else "-"
+        created = step.created[:19].replace("T", " ") or "-"
+        rows.append((layer, created, by, size(step.size), show(step.comment)))
+    print_table(("LAYER", "CREATED", "CREATED BY", "SIZE", "COMMENT"), rows)
+    return 0
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from layerstore.difference import differences
+    from layerstore.index.reader import Index
+
+    with open_store(arguments) as store:
+        paths = [store.index_of(name) for name in (arguments.old, arguments.new)]
+        with Index(paths[0]) as old, Index(paths[1]) as new:
+            changes = differences(old, new)
+    if arguments.json:
+        rows = [
+            {"kind": kind, "path": os.fsdecode(path), "type": kind_of_file}
+            for kind, path, kind_of_file in changes
+        ]
+        print_json({"changes": rows})
+        return 0
+    for change in changes:
+        print(change.kind, show(change.path))
+    return 0
 
 
 def _tag(arguments: argparse.Namespace) -> int:

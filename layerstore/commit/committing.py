@@ -52,12 +52,17 @@ def named(store: Store, name: str) -> Committed:
     """A named upper, which knows its base.
 
     Raises:
-        StoreError: there is none of this name.
+        StoreError: there is none of this name, or the kernel has it mounted.
     """
     image_id = store.uppers().get(names.check_upper_name(name))
     if image_id is None:
         raise StoreError(
             f"there is no named upper {name} in {show(store.root)}: layerstore uppers lists them"
+        )
+    mountpoint = store.leases.mount_of_upper(name)
+    if mountpoint is not None:
+        raise StoreError(
+            f"the upper {name} is mounted by the kernel on {show(mountpoint)}: unmount it first"
         )
     directory = os.path.join(store.root, b"uppers", name.encode())
     upper, work = os.path.join(directory, b"upper"), os.path.join(directory, b"work")

@@ -1,14 +1,27 @@
-"""New images from old ones: `commit`."""
+"""From directories to images and back: `commit`, `checkout`."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import logging
 import os
 import time
 
-from layerstore.commands.output import print_json, progress_bars, summary
+from layerstore.commands.output import print_json, progress_bars, size, summary
 from layerstore.commands.parsing import Commands, open_store
 from layerstore.errors import StoreError, show
+
+log = logging.getLogger(__name__)
+
+_MODES = """
+modes:
+  auto      shares blocks with the store (reflinks) where the filesystem can, else copies
+  reflink   shares blocks, or fails
+  copy      copies
+  hardlink  links the store's own files where nobody may execute them and they have no xattrs; those are
+            read-only, of the store's owner, and have the store's times. Writing to one damages the store.
+"""
 
 
 def add(commands: Commands) -> None:
@@ -38,6 +51,21 @@ def add(commands: Commands) -> None:
         default=[],
         help="change the config: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME,"
         " WORKDIR, as in a Dockerfile; may be given often",
+    )
+    one = commands.add(
+        "checkout",
+        _checkout,
+        "write the tree of an image into a directory",
+        epilog=_MODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one.add_argument("image", metavar="IMAGE")
+    one.add_argument("directory", metavar="DIR", help="new, or empty")
+    one.add_argument(
+        "--mode",
+        choices=("auto", "reflink", "hardlink", "copy"),
+        default="auto",
+        help="how files get their content; default: auto",
     )
 
 
@@ -71,4 +99,23 @@ def _commit(arguments: argparse.Namespace) -> int:
         print_json(summary(image))
     else:
         print(image.id, *image.tags)
+    return 0
+
+
+def _checkout(arguments: argparse.Namespace) -> int:
+    from layerstore.checkout import checkout
+
+    with open_store(arguments) as store, progress_bars() as progress:
+        image = store.resolve(arguments.image)
+        written = checkout(store, image, arguments.directory, arguments.mode, progress)
+    lost = [(written.devices, "devices"), (written.xattrs, "xattrs")]
+    left_out = " and ".join(f"{count} {what}" for count, what in lost if count)
+    if left_out:
+        log.warning("left out, since only root can make them: %s", left_out)
+    if arguments.json:
+        print_json(dataclasses.asdict(written))
+    else:
+        shared = f", {written.linked} linked" if written.linked else ""
+        shared += f", {written.cloned} sharing blocks" if written.cloned else ""
+        print(f"{written.entries} entries, {size(written.bytes)} in {written.files} files{shared}")
     return 0
