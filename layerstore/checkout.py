@@ -67,7 +67,7 @@ class Written:
 def checkout(
     store: Store,
     image: Image,
-    directory: bytes | str,
+    directory: bytes | str | os.PathLike[str],
     mode: str = "auto",
     progress: Progress | None = None,
 ) -> Written:

@@ -6,7 +6,9 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import stat
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -14,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from layerstore import checkout as checkout_module
 from layerstore import importer  # noqa: F401 - where no privilege is left, no more is imported
 from layerstore.checkout import checkout
 from layerstore.cli import run
 from layerstore.errors import ObjectMissing, StoreError
 from layerstore.store import Image, Store
-from tests.images.trees import read
+from tests.images.trees import differences, read
 from tests.layerstore.archives import Item, folder, hard_link, layout_of, symlink, tar_of
 from tests.layerstore.test_crash import in_child
+from tests.layerstore.test_index import mounted
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="owners and devices need root")
 
@@ -144,7 +146,7 @@ def test_nothing_is_left_of_one_that_fails(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkout_module.os, "symlink", full)
+        patch.setattr(os, "symlink", full)
         with pytest.raises(StoreError, match=r"out: /link: No space left on device"):
             checkout(store, image, tmp_path / "out")
     assert left(tmp_path) == set()
@@ -166,6 +168,27 @@ def test_reflinks_or_a_clear_refusal(store: Store, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="--mode=copy does not need to"):
         checkout(store, image, tmp_path / "out", "reflink")
     assert left(tmp_path) == set()
+
+
+@needs_root
+@pytest.mark.skipif(shutil.which("mkfs.btrfs") is None, reason="no filesystem with reflinks")
+def test_blocks_are_shared_where_the_filesystem_can(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(128 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", disk], check=True)
+    with (
+        mounted(tmp_path / "btrfs", "-o", "loop", str(disk)) as place,
+        Store.open(str(place / "store"), create=True) as store,
+    ):
+        image = image_of(store, place, ITEMS + DEVICES)
+        assert clones(place)
+        for mode in ("auto", "reflink"):
+            written = checkout(store, image, place / mode, mode)
+            assert (written.cloned, written.linked) == (4, 0)
+        checkout(store, image, place / "copy", "copy")
+        assert differences(read(place / "reflink"), read(place / "copy")) == []
+        assert differences(read(place / "auto"), read(place / "copy")) == []
 
 
 def clones(place: Path) -> bool:
