@@ -12,6 +12,7 @@ import stat
 from typing import NamedTuple
 
 from layerstore import digests, in_use, session
+from layerstore.errors import StoreError, show
 from layerstore.index.reader import Index, Object
 from layerstore.objects import Objects
 from layerstore.refs import Refs
@@ -53,7 +54,7 @@ def collect(root: bytes, refs: Refs) -> Collected | None:
         what that was; None if an import is running, which puts it off until the next one.
 
     Raises:
-        IndexCorrupt, SplitCorrupt: a file that is needed cannot be read; nothing was deleted then.
+        StoreError: a file that is needed cannot be read; nothing was deleted then.
     """
     session.want_collection(root)
     with session.exclusive(root) as alone:
@@ -69,10 +70,18 @@ def _collect(root: bytes, refs: Refs) -> Collected:
         *(split_path(root, diff_id) for diff_id in layers),
         *(index_path(root, IMAGES, chain) for chain in refs.chains()),
     }
+    files = _files(root)
+    for path in sorted(needed.difference(files)):
+        # What it referred to cannot be told from what nobody needs.
+        if path.endswith(SUFFIX):
+            raise StoreError(
+                f"{show(path)}: the index is missing: nothing is deleted before layerstore fsck"
+                " --repair has put it back"
+            )
     unneeded: list[tuple[bytes, int]] = []
     live: set[bytes] = set()
     try:
-        for path in _files(root):
+        for path in files:
             held = None if path in needed else in_use.claim(path)
             if held is None:
                 live |= objects_of(path)
@@ -90,6 +99,8 @@ def _collect(root: bytes, refs: Refs) -> Collected:
             freed += objects.remove(digest)
             removed += 1
     freed += _remove_blobs(root, {blob_path(root, blob.digest) for blob in refs.blobs()})
+    _forget_checksums(refs, live)
+    _empty_quarantine(objects, live)
     indexes = sum(path.endswith(SUFFIX) for path, _ in unneeded)
     return Collected(removed, freed, indexes)
 
@@ -103,6 +114,20 @@ def _remove_blobs(root: bytes, needed: set[bytes]) -> int:
                 freed += entry.stat().st_size
                 os.unlink(entry.path)
     return freed
+
+
+def _forget_checksums(refs: Refs, live: set[bytes]) -> None:
+    gone = [key for key in refs.checksums() if key not in live]
+    if gone:
+        with refs.transaction():
+            refs.remove_checksums(gone)
+
+
+def _empty_quarantine(objects: Objects, live: set[bytes]) -> None:
+    """A damaged object is kept while it may be the last trace of what it should be."""
+    for digest in objects.quarantined():
+        if bytes.fromhex(digests.hex_of(digest)) not in live or objects.has(digest):
+            os.unlink(objects.quarantine_path(digest))
 
 
 def _files(root: bytes) -> list[bytes]:
@@ -123,7 +148,16 @@ def objects_of(path: bytes) -> set[bytes]:
         from layerstore.split import read_split  # brings a decompressor
 
         return read_split(path).objects
-    found: set[bytes] = set()
+    return set(sizes_of(path))
+
+
+def sizes_of(path: bytes) -> dict[bytes, int]:
+    """The objects an index refers to, and the size in bytes that each must have.
+
+    Raises:
+        IndexCorrupt: it cannot be read.
+    """
+    found: dict[bytes, int] = {}
     with Index(path) as index:
         seen: set[int] = set()
         waiting = [index.root_nid]
@@ -138,5 +172,6 @@ def objects_of(path: bytes) -> set[bytes]:
                 elif kind == stat.S_IFREG >> 12:
                     content = index.content(child)
                     if isinstance(content, Object):
-                        found.add(bytes.fromhex((content.path[:2] + content.path[3:]).decode()))
+                        key = bytes.fromhex((content.path[:2] + content.path[3:]).decode())
+                        found[key] = index.stat(child).size
     return found

@@ -71,7 +71,8 @@ class ObjectMissing(StoreError):
 
     def __init__(self, digest: str) -> None:
         super().__init__(
-            f"object {digest} is missing from the store: layerstore fsck names its images; remove and import them"
+            f"object {digest} is missing from the store: layerstore fsck --repair-from SOURCE brings"
+            " it back from an archive or registry that has one of its images"
         )
         self.digest = digest
 

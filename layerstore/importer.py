@@ -106,6 +106,7 @@ class Importer:
             # files, which are not collected while an import runs.
             for layer in layers:
                 self._refs.add_layer(layer)
+            self._refs.set_checksums(self._staging.checksums)
             self._refs.add_chain(image.chain_id, chain_digest)
             self._refs.add_image(image, diff_ids)
             if self._keep_blobs:

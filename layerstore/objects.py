@@ -15,9 +15,12 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 
+import xxhash
+
 from layerstore.errors import ObjectCorrupt, ObjectMissing
 
 CHUNK_SIZE = 1 << 20
+QUARANTINE = b"quarantine"
 SYNC_ONE_BY_ONE_MAX = 32
 """Up to so many files are synced one by one; syncfs(2), which is one journal commit for thousands,
 also waits for what everybody else has written."""
@@ -74,12 +77,68 @@ class Objects:
             for rest in sorted(os.listdir(os.path.join(self.directory, first))):
                 yield f"sha256:{os.fsdecode(first + rest)}"
 
+    # --- quarantine: damaged objects, out of everybody's way
+
+    def quarantine_path(self, digest: str) -> bytes:
+        """Where a damaged object is kept."""
+        place = os.path.join(os.path.dirname(self.directory), QUARANTINE)
+        return os.path.join(place, digest[7:].encode())
+
+    def quarantine(self, digest: str) -> None:
+        """Take a damaged object out of the store: who asks for it finds it missing, not wrong.
+
+        Imports must be kept out meanwhile, since they take an object that is there for a sound one.
+        """
+        path = self.quarantine_path(digest)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.dirname(path), 0o700)
+        os.rename(self.path(digest), path)
+        sync_files([os.path.dirname(self.path(digest)), os.path.dirname(path)], self.directory)
+
+    def quarantined(self) -> list[str]:
+        """The digests of the damaged objects."""
+        try:
+            names = os.listdir(os.path.join(os.path.dirname(self.directory), QUARANTINE))
+        except FileNotFoundError:
+            return []
+        return [f"sha256:{os.fsdecode(name)}" for name in sorted(names)]
+
     def remove(self, digest: str) -> int:
         """Delete an object; returns the bytes it had. Its directory stays."""
         path = self.path(digest)
         size = os.stat(path).st_size
         os.unlink(path)
         return size
+
+
+class Hashers:
+    """SHA-256, which names an object, and XXH3, which is quick to compare, of the same bytes."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+        self._xxh3 = xxhash.xxh3_64()
+
+    def update(self, data: bytes) -> None:
+        """The next bytes."""
+        self._sha256.update(data)
+        self._xxh3.update(data)
+
+    def zeros(self, count: int) -> None:
+        """The next `count` bytes are zeros."""
+        while count > 0:
+            piece = min(count, CHUNK_SIZE)
+            self.update(_ZEROS if piece == CHUNK_SIZE else _ZEROS[:piece])
+            count -= piece
+
+    @property
+    def digest(self) -> str:
+        """As OCI writes it."""
+        return "sha256:" + self._sha256.hexdigest()
+
+    @property
+    def checksum(self) -> bytes:
+        """XXH3, 64 bits, in its canonical order of bytes."""
+        return self._xxh3.digest()
 
 
 class Staging:
@@ -93,6 +152,8 @@ class Staging:
     def __init__(self, objects: Objects, directory: bytes) -> None:
         self.objects = objects
         self.new_bytes = 0
+        self.checksums: dict[str, bytes] = {}
+        """XXH3 (64 bits) of each new object, by digest; for quick scrubs."""
         self._directory = directory
         self._staged: dict[str, bytes] = {}
         self._known: set[bytes] = set()  # directories of objects that others brought
@@ -108,7 +169,7 @@ class Staging:
                 _write_all(fd, data)
             finally:
                 os.close(fd)
-            self._keep(digest, path, len(data))
+            self._keep(digest, path, len(data), xxhash.xxh3_64_digest(data))
         return digest
 
     def add(self, chunks: Iterable[bytes]) -> str:
@@ -127,10 +188,10 @@ class Staging:
         """
         path, fd = self._create()
         try:
-            hasher = hashlib.sha256()
+            hasher = Hashers()
             position = length = 0
             for start, chunks in segments:
-                _hash_zeros(hasher, start - position)
+                hasher.zeros(start - position)
                 if start > position:
                     os.lseek(fd, start, os.SEEK_SET)
                     position = start
@@ -139,7 +200,7 @@ class Staging:
                     _write_all(fd, chunk)
                     position = length = position + len(chunk)
             if size > position:
-                _hash_zeros(hasher, size - position)
+                hasher.zeros(size - position)
                 position = size
             if position > length:  # GNU tar closes the map with an empty run at the end
                 os.ftruncate(fd, position)
@@ -148,11 +209,11 @@ class Staging:
             raise
         finally:
             os.close(fd)
-        digest = "sha256:" + hasher.hexdigest()
+        digest = hasher.digest
         if self._present(digest):
             os.unlink(path)
         else:
-            self._keep(digest, path, position)
+            self._keep(digest, path, position, hasher.checksum)
         return digest
 
     def sync(self) -> None:
@@ -196,8 +257,9 @@ class Staging:
             os.fchmod(fd, 0o444)
         return path, fd
 
-    def _keep(self, digest: str, path: bytes, size: int) -> None:
+    def _keep(self, digest: str, path: bytes, size: int, checksum: bytes) -> None:
         self._staged[digest] = path
+        self.checksums[digest] = checksum
         self.new_bytes += size
 
 
@@ -253,10 +315,3 @@ def _write_all(fd: int, data: bytes) -> None:
     written = os.write(fd, data)
     while written < len(data):
         written += os.write(fd, memoryview(data)[written:])
-
-
-def _hash_zeros(hasher: hashlib._Hash, count: int) -> None:
-    while count > 0:
-        piece = min(count, CHUNK_SIZE)
-        hasher.update(_ZEROS if piece == CHUNK_SIZE else _ZEROS[:piece])
-        count -= piece

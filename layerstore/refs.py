@@ -143,6 +143,16 @@ class Refs:
                 self._db.execute("ROLLBACK")
             raise
 
+    def problems(self) -> list[str]:
+        """What SQLite finds wrong with the database; empty if nothing."""
+        try:
+            found = [row[0] for row in self._db.execute("PRAGMA integrity_check(5)")]
+            stray = self._db.execute("PRAGMA foreign_key_check").fetchall()
+        except sqlite3.DatabaseError as error:
+            return [str(error)]
+        lines = [line for line in found if line != "ok"]
+        return lines + [f"a row of {row[0]} names no row of {row[2]}" for row in stray]
+
     # --- layers and chains
 
     def layer(self, diff_id: str) -> LayerRow | None:
@@ -174,6 +184,16 @@ class Refs:
     def add_layer(self, layer: LayerRow) -> None:
         """Add a layer, unless another process was faster. Inside a transaction."""
         self._db.execute("INSERT OR IGNORE INTO layers VALUES (?, ?, ?, ?, ?)", layer)
+
+    def set_layer_index(self, diff_id: str, index_digest: str) -> None:
+        """The index of a layer was made anew. Inside a transaction."""
+        query = "UPDATE layers SET index_digest = ? WHERE diff_id = ?"
+        self._db.execute(query, (index_digest, diff_id))
+
+    def set_chain_index(self, chain_id: str, index_digest: str) -> None:
+        """The index of an image was made anew. Inside a transaction."""
+        query = "UPDATE chains SET index_digest = ? WHERE chain_id = ?"
+        self._db.execute(query, (index_digest, chain_id))
 
     def add_chain(self, chain_id: str, index_digest: str) -> None:
         """Add an image index, unless another process was faster. Inside a transaction."""
@@ -266,6 +286,24 @@ class Refs:
     def remove_upper(self, name: str) -> None:
         """Forget a named upper. Inside a transaction."""
         self._db.execute("DELETE FROM uppers WHERE name = ?", (name,))
+
+    # --- checksums
+
+    def checksums(self) -> dict[bytes, bytes]:
+        """XXH3 (64 bits) of the objects that have one, by the 32 bytes of the digest."""
+        return dict(self._db.execute("SELECT object, xxh3 FROM checksums").fetchall())
+
+    def set_checksums(self, checksums: dict[str, bytes]) -> None:
+        """Note XXH3 sums of objects, by digest. Inside a transaction."""
+        self._db.executemany(
+            "INSERT OR REPLACE INTO checksums VALUES (?, ?)",
+            # In the order of the tree, which then grows at few places.
+            sorted((bytes.fromhex(key[7:]), value) for key, value in checksums.items()),
+        )
+
+    def remove_checksums(self, keys: list[bytes]) -> None:
+        """Forget those of objects that are gone. Inside a transaction."""
+        self._db.executemany("DELETE FROM checksums WHERE object = ?", [(key,) for key in keys])
 
     # --- leases
 

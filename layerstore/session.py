@@ -148,6 +148,16 @@ def want_collection(root: bytes) -> None:
 
 
 @contextlib.contextmanager
+def no_imports(root: bytes) -> Iterator[None]:
+    """Wait for the end of all imports, and keep others waiting while the context lasts."""
+    held = lock(os.path.join(root, b"lock"), fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+@contextlib.contextmanager
 def exclusive(root: bytes) -> Iterator[bool]:
     """Keep imports out while the context lasts; False at once if one is running."""
     held = try_lock(os.path.join(root, b"lock"))

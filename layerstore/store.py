@@ -7,6 +7,7 @@
     ROOT/blobs/SHA256       the blobs of layers as they came, where an import was to keep them
     ROOT/images/CHAIN.erofs the index of each image, its layers merged, by chain id
     ROOT/uppers/NAME/       upper and work of a named upper
+    ROOT/quarantine/...     damaged objects (scrub)
     ROOT/tmp, ROOT/lock     imports under way (session)
 
 Blocking; one thread per `Store`, any number of processes per directory.
@@ -30,7 +31,7 @@ from layerstore.errors import ImageInUse, ImageUnknown, StoreError, show
 from layerstore.index.reader import Index
 from layerstore.leases import Leases
 from layerstore.marks import TRUSTED
-from layerstore.objects import Objects
+from layerstore.objects import QUARANTINE, Objects
 from layerstore.refs import ImageRow, LayerRow, Refs, short_id
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
     from layerstore.oci.limits import Limits
 
 ROOT_VARIABLE = "LAYERSTORE_ROOT"
-_DIRECTORIES = (b"objects", LAYERS, IMAGES, BLOBS, b"uppers", b"tmp")
 _DATABASE = b"refs.sqlite"
+_DIRECTORIES = (b"objects", LAYERS, IMAGES, BLOBS, b"uppers", b"tmp")
+_LATER = (QUARANTINE, _DATABASE, b"lock")
 
 
 @dataclass(slots=True, frozen=True)
@@ -341,7 +343,9 @@ class Store:
 
     def _tidy(self) -> None:
         if session.sweep(self.root):
-            collect.collect(self.root, self._refs)
+            # Damage elsewhere in the store is no reason not to import; it puts the collection off.
+            with contextlib.suppress(StoreError):
+                collect.collect(self.root, self._refs)
 
     def objects(self) -> Objects:
         """The objects."""
@@ -442,7 +446,7 @@ def _make(path: bytes) -> None:
     database = os.path.join(path, _DATABASE)
     if not os.path.exists(database):
         os.makedirs(path, 0o700, exist_ok=True)
-        strangers = set(os.listdir(path)) - {*_DIRECTORIES, _DATABASE, b"lock"}
+        strangers = set(os.listdir(path)) - {*_DIRECTORIES, *_LATER}
         if any(not name.startswith(_DATABASE) for name in strangers):
             raise StoreError(
                 f"{show(path)}: is neither empty nor a layer store: choose another --root"
