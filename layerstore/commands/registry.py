@@ -1,4 +1,4 @@
-"""Images from and to registries: `pull`."""
+"""Images from and to registries: `pull`, `push`."""
 
 from __future__ import annotations
 
@@ -41,6 +41,21 @@ def add(commands: Commands) -> None:
         help="look there first; before those of registries.conf",
     )
     import_options.add(one)
+    _add_access(one)
+    one = commands.add(
+        "push",
+        _push,
+        "copy an image into a registry",
+        epilog=_REFERENCES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one.add_argument("image", metavar="IMAGE")
+    one.add_argument("reference", metavar="REFERENCE")
+    one.add_argument(
+        "--compress",
+        choices=("gzip", "zstd", "none"),
+        help="how layers are compressed (default: as they came)",
+    )
     _add_access(one)
 
 
@@ -137,4 +152,24 @@ def _pull(arguments: argparse.Namespace) -> int:
         print_json(summary(image))
     else:
         print(image.id, *image.tags)
+    return 0
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from layerstore.registry.images import push
+
+    access = _access(arguments)
+    with open_store(arguments) as store, progress_bars() as progress:
+        pushed = push(
+            store,
+            arguments.image,
+            arguments.reference,
+            progress,
+            compress=arguments.compress,
+            access=access,
+        )
+    if arguments.json:
+        print_json(pushed._asdict())
+    else:
+        print(pushed.digest)
     return 0

@@ -10,7 +10,12 @@ import httpx
 
 from layerstore.registry import trust
 from layerstore.registry.client import Registry
-from layerstore.registry.configuration import Location, locations, read_configuration
+from layerstore.registry.configuration import (
+    Location,
+    is_insecure,
+    locations,
+    read_configuration,
+)
 from layerstore.registry.credentials import Credentials, find_credentials
 from layerstore.registry.errors import RegistryError
 from layerstore.registry.patience import Patience
@@ -49,9 +54,11 @@ class Access:
         """Where to push an image to.
 
         Raises:
-            RegistryError: `insecure` for a registry elsewhere.
+            StoreError: the configuration cannot be read; `insecure` is of no use.
         """
-        found = Location(reference.registry, reference.repository, self.insecure)
+        # Mirrors and locations are for reading only (containers-registries.conf(5)).
+        insecure = self.insecure or is_insecure(reference, read_configuration())
+        found = Location(reference.registry, reference.repository, insecure)
         self._check([found])
         return found
 

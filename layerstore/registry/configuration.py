@@ -127,6 +127,12 @@ def locations(
     return found
 
 
+def is_insecure(reference: Reference, tables: Iterable[dict[str, Any]]) -> bool:
+    """Whether the configuration says that TLS may be done without for an image."""
+    table, _ = _table_for(reference, tables)
+    return table is not None and table.get("insecure") is True
+
+
 def _applies(mirror: dict[str, Any], table: dict[str, Any], *, by_digest: bool) -> bool:
     when = mirror.get("pull-from-mirror") or "all"
     if table.get("mirror-by-digest-only") is True:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from layerstore import names
+from layerstore import digests, names
 from layerstore.importer import Importer, Progress, no_room
 from layerstore.oci.limits import DEFAULT_LIMITS, Limits
 from layerstore.registry.access import Access
+from layerstore.registry.background import Background
 from layerstore.registry.platforms import parse_platform
 from layerstore.registry.pull import open_image
-from layerstore.registry.references import SCHEME, parse_reference
+from layerstore.registry.push import ImageContent, Push, Pushed
+from layerstore.registry.references import SCHEME, Reference, parse_reference
 from layerstore.store import Image, Store
 
 
@@ -62,3 +64,67 @@ def pull(
         ) as source:
             image_id = importer.take(source, f"{SCHEME}{parsed}", tag)
     return store.resolve(image_id)
+
+
+def push(
+    store: Store,
+    name: str,
+    reference: str,
+    progress: Progress | None = None,
+    *,
+    compress: str | None = None,
+    access: Access | None = None,
+) -> Pushed:
+    """Copy an image into a registry; blobs that are there already are not uploaded.
+
+    The image id stays as it is. The digest of the manifest does where the registry has the blobs
+    that the image came with, or they can be made again.
+
+    Args:
+        store: where the image is.
+        name: of the image, see `Store.resolve`.
+        reference: as `layerstore.registry.references` says.
+        progress: see there.
+        compress: gzip, zstd or none, for layers that are not compressed so; None: as they came,
+            and gzip where that is not known.
+        access: how registries are reached; None: as configured for the user.
+
+    Raises:
+        ImageUnknown: no such image.
+        StoreError: it cannot be pushed; the reference names what it did before.
+    """
+    parsed = parse_reference(reference)
+    access = access or Access()
+    place = access.place(parsed)
+    # The session keeps collections away, and has room for blobs.
+    with no_room(store.root), store.importing() as session:
+        image = store.resolve(name)
+        (row,) = store.refs().images_by_prefix(digests.hex_of(image.id))
+        mount_from = _mount_from(image.source, parsed)
+        repository = access.repository(
+            parsed, place, "pull,push", [mount_from] if mount_from is not None else []
+        )
+        job = Push(
+            ImageContent(row.config, row.manifest, image.layers, store.layer_tar),
+            repository,
+            mount_from,
+            compress,
+            session.scratch,
+            access.jobs,
+            progress,
+        )
+        with Background() as background:
+            background.stack.push_async_exit(repository.registry)
+            try:
+                return background.run(job.run, parsed.version)
+            finally:
+                job.stop()
+
+
+def _mount_from(source: str, reference: Reference) -> str | None:
+    """The repository that an image was pulled from, if it is another one of the same registry."""
+    if not source.startswith(SCHEME):
+        return None
+    pulled = parse_reference(source)
+    is_other = pulled.registry == reference.registry and pulled.repository != reference.repository
+    return pulled.repository if is_other else None

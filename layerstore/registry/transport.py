@@ -17,8 +17,9 @@ from layerstore.errors import show
 from layerstore.registry import trust
 from layerstore.registry.errors import Interruption, RegistryError
 
-Content = Callable[[], AsyncIterator[bytes]]
-"""Makes the body of a request, anew for each attempt."""
+Content = Callable[[], httpx.AsyncByteStream]
+"""Makes the body of a request, anew for each attempt. No generator: nobody would close it when a
+request breaks."""
 
 ANSWER_MAX = 4 << 20
 """Bytes of an answer that is read whole: as large as a manifest may be."""
@@ -73,8 +74,10 @@ class Transport:
                 url,
                 # Digests are of what is sent, not of what that unpacks to.
                 headers={"Accept-Encoding": "identity", **headers},
-                content=content() if callable(content) else content,
+                content=None if callable(content) else content,
             )
+            if callable(content):
+                request.stream = content()
             response = await client.send(request, stream=True)
             try:
                 yield response

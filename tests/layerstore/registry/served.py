@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs
 
 from tests.layerstore.archives import OCI, Layout, digest_of
 
@@ -41,8 +42,20 @@ class Handler(BaseHTTPRequestHandler):
         self._any()
 
     def do_POST(self) -> None:
+        self._with_body()
+
+    def do_PATCH(self) -> None:
+        self._with_body()
+
+    def do_PUT(self) -> None:
+        self._with_body()
+
+    def do_DELETE(self) -> None:
+        self._any()
+
+    def _with_body(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
-        self.posted = self.rfile.read(length).decode()
+        self.body = self.rfile.read(length)
         self._any()
 
     def _any(self) -> None:
@@ -57,6 +70,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer_truly(self, request: Request) -> None:
         """Answer as a registry would."""
+        if "/uploads/" in request.path or request.method == "PUT":
+            self._take(request)
+            return
         kind, _, version = request.path.removeprefix("/v2/").rpartition("/")
         if kind.endswith("/manifests") and version in self.served.manifests:
             data, media_type = self.served.manifests[version]
@@ -72,6 +88,49 @@ class Handler(BaseHTTPRequestHandler):
                 self.reply(200, data)
         else:
             self.reply(404 if request.path != "/v2/" else 200, b"{}")
+
+    def _take(self, request: Request) -> None:
+        """Uploads, and manifests that are put."""
+        path, _, text = request.path.partition("?")
+        query = {name: values[0] for name, values in parse_qs(text).items()}
+        start, _, last = path.rpartition("/")
+        served = self.served
+        if start.endswith("/manifests"):
+            kind = request.headers["content-type"]
+            served.manifests[last] = served.manifests[digest_of(self.body)] = self.body, kind
+            self.reply(201)
+        elif request.method == "POST" and query.get("mount") in served.mountable:
+            served.blobs[query["mount"]] = served.mountable[query["mount"]]
+            self.reply(201)
+        elif request.method == "POST":
+            number = str(len(served.requests))
+            served.uploads[number] = b""
+            self.reply(202, b"", {"Location": f"{start}/{number}?state=a%2Fb"})
+        elif last not in served.uploads:
+            self.reply(404)
+        elif request.method == "DELETE":
+            del served.uploads[last]
+            self.reply(204)
+        elif query["state"] != "a/b":
+            self.reply(400)
+        elif request.method == "GET":
+            end = max(0, len(served.uploads[last]) - 1)
+            self.reply(204, b"", {"Location": request.path, "Range": f"0-{end}"})
+        elif not self._follows(request, len(served.uploads[last])):
+            self.reply(416)
+        else:
+            served.uploads[last] += self.body
+            if request.method == "PATCH":
+                self.reply(202, b"", {"Location": request.path})
+            elif digest_of(served.uploads[last]) != query["digest"]:
+                self.reply(400, b'{"errors": [{"code": "DIGEST_INVALID"}]}')
+            else:
+                served.blobs[query["digest"]] = served.uploads.pop(last)
+                self.reply(201)
+
+    def _follows(self, request: Request, size: int) -> bool:
+        said = request.headers.get("content-range", f"{size}-")
+        return said.startswith(f"{size}-")
 
     def reply(self, status: int, data: bytes = b"", headers: dict[str, str] | None = None) -> None:
         """Send a whole answer."""
@@ -105,6 +164,8 @@ class Served:
     name: str = ""
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[str, tuple[bytes, str]] = field(default_factory=dict)
+    mountable: dict[str, bytes] = field(default_factory=dict)
+    uploads: dict[str, bytes] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     rules: list[Rule] = field(default_factory=list)
     has_ranges: bool = True

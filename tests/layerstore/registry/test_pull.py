@@ -391,7 +391,9 @@ class Tokens:
 
     def __call__(self, handler: Handler, request: Request) -> bool:
         if request.path.startswith("/token"):
-            self.asked.append(request.path + (handler.posted if request.method == "POST" else ""))
+            self.asked.append(
+                request.path + (handler.body.decode() if request.method == "POST" else "")
+            )
             self.given, self.left = self.given + 1, self.lives
             answer = {"access_token" if self.given % 2 else "token": f"t{self.given}"}
             handler.reply(200, json.dumps(answer).encode())

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from layerstore.cli import run
+from layerstore.registry import uploads
 from layerstore.store import Store
-from tests.layerstore.archives import layout_of
+from tests.layerstore.archives import Item, layout_of, tar_of
 from tests.layerstore.registry.docker import (
     PASSWORD,
     USER,
     DockerRegistry,
     docker_registry,
     needs_registry,
+    skopeo,
     skopeo_push,
 )
 from tests.layerstore.stores import BASE, TOP, imported, litter, problems
@@ -148,3 +151,51 @@ def test_a_registry_without_tls_says_what_to_do(
     said = capfd.readouterr().err
     # A server without TLS may also wait for the end of what it takes for a request.
     assert "it may speak plain http, which --insecure allows" in said or "nothing came" in said
+
+
+@pytest.mark.parametrize("method", ["gzip", "zstd", "none"])
+def test_what_is_pushed_skopeo_takes(
+    closed: DockerRegistry, root: Path, tmp_path: Path, method: str
+) -> None:
+    image = imported(root, layout_of([BASE, TOP]).archive(tmp_path / "a.tar"), "app")
+    options = ["--creds", f"{USER}:{PASSWORD}", "--cert-dir", str(closed.authority)]
+    reference = f"{closed.name}/some/where:1"
+    push = ["--root", str(root), "push", "app", reference, "--compress", method, *options]
+    assert run(push) == 0
+    skopeo(
+        "copy", "--quiet", "--src-tls-verify=false", f"--src-creds={USER}:{PASSWORD}",
+        f"docker://{reference}", f"oci-archive:{tmp_path}/back.tar",
+    )  # fmt: skip
+    back = imported(tmp_path / "other", f"oci-archive:{tmp_path}/back.tar")
+    assert (back.id, back.chain_id) == (image.id, image.chain_id)
+
+
+def test_pushed_back_it_is_the_same(
+    plain: DockerRegistry, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    skopeo_push(plain, layout_of([BASE, TOP]).archive(tmp_path / "a.tar"), "one/place:1")
+    first = f"{plain.name}/one/place:1"
+    assert run(["--root", str(root), "pull", "--insecure", first, "-t", "app"]) == 0
+    capfd.readouterr()
+    for place in ("one/place:2", "another:1"):  # the second gets its blobs from the first
+        assert run(["--root", str(root), "push", "--insecure", "app", f"{plain.name}/{place}"]) == 0
+        name = f"docker://{plain.name}/{place}"
+        there = skopeo("inspect", "--tls-verify=false", "--format={{.Digest}}", name)
+        before = skopeo(
+            "inspect", "--tls-verify=false", "--format={{.Digest}}", f"docker://{first}"
+        )
+        assert there == before == capfd.readouterr().out
+
+
+def test_a_large_layer_in_pieces(
+    plain: DockerRegistry, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "CHUNK_SIZE", 1 << 20)
+    tar = tar_of([Item("big", os.urandom(5 << 20))])
+    image = imported(root, layout_of([tar]).archive(tmp_path / "a.tar"), "app")
+    reference = f"{plain.name}/a:1"
+    command = ["--root", str(root), "push", "--insecure", "app", reference, "--compress=none"]
+    assert run(command) == 0
+    assert run(["--root", str(tmp_path / "other"), "pull", "--insecure", reference]) == 0
+    with Store.open(str(tmp_path / "other")) as store:
+        assert store.resolve(reference).id == image.id
