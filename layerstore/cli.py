@@ -22,6 +22,7 @@ from layerstore.commands import (
     transfer,
     trees,
     upkeep,
+    usage,
 )
 from layerstore.commands.output import complain
 from layerstore.commands.parsing import Commands
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         trees,
         leases,
         upkeep,
+        usage,
     ):
         subject.add(commands)
     return parser
