@@ -5,6 +5,7 @@ what it started.
 """
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -16,10 +17,13 @@ from pathlib import Path
 
 from benchmarks.errors import CannotMeasure
 
+MEMORY_INTERVAL_S = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a program ended, what it printed, and what it used with its children."""
+    """How a program ended, what it printed, and what it used with its children. `peak` is the most
+    memory that it had resident itself, in bytes; 0 where nobody looked."""
 
     argv: list[str]
     status: int
@@ -27,6 +31,7 @@ class Finished:
     errors: str
     wall_s: float
     cpu_s: float
+    peak: int
 
     def reason(self) -> str:
         """The last line of its complaint, for the user."""
@@ -41,11 +46,13 @@ def run(
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
     timeout_s: float = 300.0,
+    watch_memory: bool = False,
 ) -> Finished:
     """Runs `argv` to its end, whatever its status.
 
     Output goes to files, not pipes: a daemon that the program leaves behind may keep them open.
-    Raises CannotMeasure where the program cannot be started or takes longer than `timeout_s`.
+    `watch_memory` looks at its memory a hundred times a second. Raises CannotMeasure where the
+    program cannot be started or takes longer than `timeout_s`.
     """
     words = [str(word) for word in argv]
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
@@ -62,12 +69,19 @@ def run(
             )
         except OSError as error:
             raise CannotMeasure(f"{words[0]}: {error.strerror}") from None
-        status, cpu_s = _wait(process, words[0], timeout_s)
+        look_s = MEMORY_INTERVAL_S if watch_memory else None
+        status, cpu_s, peak = _wait(process, words[0], timeout_s, look_s)
         wall_s = time.perf_counter() - start
         output.seek(0)
         errors.seek(0)
         return Finished(
-            words, status, output.read(), errors.read().decode(errors="replace"), wall_s, cpu_s
+            words,
+            status,
+            output.read(),
+            errors.read().decode(errors="replace"),
+            wall_s,
+            cpu_s,
+            peak,
         )
 
 
@@ -78,13 +92,20 @@ def must(finished: Finished) -> Finished:
     return finished
 
 
-def _wait(process: subprocess.Popen[bytes], name: str, timeout_s: float) -> tuple[int, float]:
+def _wait(
+    process: subprocess.Popen[bytes], name: str, timeout_s: float, look_s: float | None
+) -> tuple[int, float, int]:
+    peak = 0
+    end = time.monotonic() + timeout_s
     try:
         descriptor = os.pidfd_open(process.pid)
         try:
             poll = select.poll()
             poll.register(descriptor, select.POLLIN)
-            if not poll.poll(timeout_s * 1000):
+            while not poll.poll((timeout_s if look_s is None else look_s) * 1000):
+                peak = max(peak, _peak(process.pid))
+                if time.monotonic() < end:
+                    continue
                 raise CannotMeasure(f"{name} took longer than {timeout_s:.0f} s")
         finally:
             os.close(descriptor)
@@ -93,7 +114,18 @@ def _wait(process: subprocess.Popen[bytes], name: str, timeout_s: float) -> tupl
         _end(process)
         raise
     process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_utime + usage.ru_stime
+    return process.returncode, usage.ru_utime + usage.ru_stime, peak
+
+
+def _peak(pid: int) -> int:
+    """What a process had resident at most since it was started, in bytes. ru_maxrss would count what
+    its parent had when it forked."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^VmHWM:\s+(\d+) kB", text, re.M)
+    return int(found[1]) * 1024 if found else 0
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -80,33 +80,63 @@ class Mounter:
         if spec.kind == PLAIN and plain is not None:
             yield Mounted(spec, plain, None, [])
             return
+        with self._home(place) as home:
+            work, root = home / "work", home / "merged"
+            if spec.kind == PLAIN:
+                copy_merged(layers, root)
+                yield Mounted(spec, root, None, [])
+                return
+            upper = None if read_only else home / "upper"
+            for directory in (root, *((upper, work) if upper is not None else ())):
+                directory.mkdir()
+            argv = spec.mount_command(list(layers.names), upper, work, root)
+            with self._live(spec, argv, layers.directory, root, upper) as mount:
+                yield mount
+
+    @contextmanager
+    def image(self, spec: Spec, store: Path, image: str, place: Path) -> Iterator[Mounted]:
+        """Mounts an image of our store with a fresh upper below `place`, both gone at the end.
+
+        Raises CannotMeasure with the reason where the mount fails.
+        """
+        with self._home(place) as home:
+            upper, work, root = home / "upper", home / "work", home / "merged"
+            for directory in (upper, work, root):
+                directory.mkdir()
+            argv = [spec.program, "mount", "--root", str(store)]
+            argv += ["--upper", str(upper), "--work", str(work), image, str(root)]
+            with self._live(spec, argv, home, root, upper) as mount:
+                yield mount
+
+    @contextmanager
+    def _home(self, place: Path) -> Iterator[Path]:
+        """A directory for one mount, gone at the end with all that is mounted in it."""
         self._count += 1
         home = place / f"m{self._count}"
         home.mkdir()
         try:
-            if spec.kind == PLAIN:
-                copy_merged(layers, home / "merged")
-                yield Mounted(spec, home / "merged", None, [])
-                return
-            mount = self._mount(spec, layers, home, read_only)
-            try:
-                yield mount
-            finally:
-                _unmount(mount)
+            yield home
         finally:
             for mountpoint in scratch.mounts_below(home):
                 scratch.unmount(mountpoint)
             shutil.rmtree(home)
 
-    def _mount(self, spec: Spec, layers: Layers, home: Path, read_only: bool) -> Mounted:
-        work, root = home / "work", home / "merged"
-        upper = None if read_only else home / "upper"
-        for directory in (root, *((upper, work) if upper is not None else ())):
-            directory.mkdir()
-        argv = spec.mount_command(list(layers.names), upper, work, root)
-        finished = commands.run(
-            argv, cwd=layers.directory, environment=self.environment, timeout_s=60
-        )
+    @contextmanager
+    def _live(
+        self, spec: Spec, argv: list[str], cwd: Path, root: Path, upper: Path | None
+    ) -> Iterator[Mounted]:
+        """Runs a command that mounts on `root`, and unmounts at the end."""
+        mount = self._run(spec, argv, cwd, root, upper)
+        try:
+            yield mount
+        finally:
+            scratch.unmount(mount.root)
+            processes.wait_until_released(mount.pids, mount.connection, DAEMON_EXIT_TIMEOUT_S)
+
+    def _run(
+        self, spec: Spec, argv: list[str], cwd: Path, root: Path, upper: Path | None
+    ) -> Mounted:
+        finished = commands.run(argv, cwd=cwd, environment=self.environment, timeout_s=60)
         commands.must(finished)
         started = time.perf_counter()
         try:
@@ -130,11 +160,6 @@ class Mounter:
         same = [pid for pid, at in self._daemons.items() if processes.start_time(pid) == at]
         processes.end(same)
         self._daemons.clear()
-
-
-def _unmount(mount: Mounted) -> None:
-    scratch.unmount(mount.root)
-    processes.wait_until_released(mount.pids, mount.connection, DAEMON_EXIT_TIMEOUT_S)
 
 
 def copy_merged(layers: Layers, target: Path) -> None:

@@ -4,15 +4,15 @@
 umoci are subjects of their own; for the plain directory tar unpacks one layer after another.
 """
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import commands
 from benchmarks.commands import Finished
 from benchmarks.errors import CannotMeasure
+from benchmarks.family.archives import layer_blobs
 from benchmarks.subjects import PLAIN, STORE, Spec
 
 
@@ -59,8 +59,9 @@ class Store:
         else:
             tree = self.directory / tag
             tree.mkdir()
-            argvs = [["tar", "-xzf", str(blob), "-C", str(tree)] for blob in layers(layout, tag)]
-        return [commands.must(commands.run(argv)) for argv in argvs]
+            blobs = layer_blobs(layout, tag)
+            argvs = [["tar", "-xzf", str(blob), "-C", str(tree)] for blob in blobs]
+        return [commands.must(commands.run(argv, watch_memory=True)) for argv in argvs]
 
     def disk_bytes(self) -> int:
         """What the store takes up on the file system, hard links counted once."""
@@ -75,16 +76,11 @@ class Store:
         return total
 
 
-def layers(layout: Path, tag: str) -> Iterator[Path]:
-    """The layer blobs of `tag` in an OCI layout, lowest first (OCI image-layout.md)."""
-    index = json.loads((layout / "index.json").read_text())
-    reference = "org.opencontainers.image.ref.name"
-    for entry in index["manifests"]:
-        if entry["annotations"][reference] == tag:
-            manifest = json.loads(_blob(layout, entry["digest"]).read_text())
-            for layer in manifest["layers"]:
-                yield _blob(layout, layer["digest"])
-
-
-def _blob(layout: Path, digest: str) -> Path:
-    return layout / "blobs" / digest.replace(":", "/")
+def kept(spec: Spec, layout: Path, tags: Sequence[str], parent: Path) -> Store:
+    """The subject's store below `parent` with some images in it, filled the first time."""
+    store = Store(spec, parent / spec.label)
+    if not store.directory.exists():
+        store.directory.mkdir(parents=True)
+        for tag in tags:
+            store.take_in(layout, tag)
+    return store

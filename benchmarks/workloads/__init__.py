@@ -10,6 +10,8 @@ from benchmarks.workloads import (
     create,
     data,
     du,
+    family_container,
+    family_import,
     find,
     git_status,
     hardlinks,
@@ -80,6 +82,8 @@ MODULES = (
     store_dedupe,
     store_mount,
     store_collect,
+    family_import,
+    family_container,
     machine,
 )
 

@@ -1,37 +1,45 @@
-"""From an image in the store to a live writable mount, as a command: `overlayfs-py mount IMAGE MNT`."""
+"""From an image in the store to a live writable mount, as a command: `overlayfs-py mount IMAGE MNT`.
 
-from pathlib import Path
+The image has the same 4,000 files however many layers they are dealt out over; the daemon runs already.
+"""
 
-from benchmarks import commands, scratch, stores
+from benchmarks import oci_layout, stores
 from benchmarks.arena import Arena
+from benchmarks.errors import CannotMeasure
 from benchmarks.forge import Site
-from benchmarks.workload import MILLISECONDS, Measurement, Parameters, Variant, Workload
-from benchmarks.workloads import store_import
+from benchmarks.workload import (
+    MILLISECONDS,
+    Measurement,
+    Parameters,
+    Variant,
+    Workload,
+    integer,
+)
+
+FILES = 4000
 
 
 def lay(site: Site, parameters: Parameters) -> list[str]:
-    """The images."""
-    return store_import.lay(site, parameters)
+    """The image."""
+    count = integer(parameters, "layers")
+    content = list(oci_layout.files(1, FILES).items())
+    oci_layout.write(
+        site.layer("layout"), {"image": [dict(content[n::count]) for n in range(count)]}
+    )
+    return ["layout"]
 
 
 def measure(arena: Arena, parameters: Parameters) -> dict[str, Measurement]:
-    """One mount of a known image."""
-    with store_import.empty_store(arena) as store:
-        store.layerstore()  # says so where the subject has none
-        store_import.imported(arena, store, "first")
-        home = arena.place / "image"
-        upper, work, root = home / "upper", home / "work", home / "merged"
-        for directory in (home, upper, work, root):
-            directory.mkdir()
-        argv: list[str | Path] = [arena.spec.program, "mount", "--root", store.directory]
-        argv += ["--upper", upper, "--work", work, "first", root]
-        environment = arena.mounter.environment
-        try:
-            finished = commands.must(commands.run(argv, environment=environment))
-            assert (root / "usr/lib").is_dir()
-        finally:
-            scratch.clear(home)
-    return {"": Measurement(finished.wall_s * 1e3, finished.wall_s, 1, None, finished.cpu_s)}
+    """One mount of a known image, beside one that keeps the daemon there."""
+    layers = arena.layers.directory
+    store = stores.kept(arena.spec, layers / "layout", ["image"], layers / "stores").directory
+    with (
+        arena.mounter.image(arena.spec, store, "image", arena.place),
+        arena.mounter.image(arena.spec, store, "image", arena.place) as mount,
+    ):
+        if not (mount.root / "usr/lib").is_dir():
+            raise CannotMeasure("the image that was mounted is empty")
+    return {"": Measurement(mount.mount_s * 1e3, mount.mount_s, 1, None, mount.mount_cpu_s)}
 
 
 WORKLOAD = Workload(
@@ -39,7 +47,10 @@ WORKLOAD = Workload(
     family="Store",
     title="mount an image of the store",
     parts={"": MILLISECONDS},
-    variants=(Variant({}, ("disk",), seconds=4.0, space=512 << 20),),
+    variants=tuple(
+        Variant({"layers": layers}, ("disk",), seconds=0.5, space=512 << 20)
+        for layers in (1, 30, 400)
+    ),
     lay=lay,
     measure=measure,
     mounts_itself=True,
