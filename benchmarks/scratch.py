@@ -98,6 +98,16 @@ class Scratch:
         return left
 
 
+@contextlib.contextmanager
+def working(parent: Path) -> Iterator[Path]:
+    """The directory of a `Scratch`, cleared at the end. Raises UserError where it cannot be made."""
+    place = Scratch(parent)
+    try:
+        yield place.path
+    finally:
+        place.close()
+
+
 def sweep(parent: Path) -> list[Path]:
     """Clears the directories below `parent` whose run is no more; returns them.
 

@@ -44,10 +44,14 @@ class Store:
         program = str(Path(self.spec.program).with_name("layerstore"))
         return [program, "--root", str(self.directory), *words]
 
-    def take_in(self, layout: Path, tag: str) -> list[Finished]:
-        """Imports `tag` of an OCI layout. Raises CannotMeasure where it fails."""
+    def take_in(self, layout: Path, tag: str, *, keep_blobs: bool = False) -> list[Finished]:
+        """Imports `tag` of an OCI layout, with the blobs of its layers if ours is told to keep them.
+
+        Raises CannotMeasure where it fails.
+        """
         if is_ours(self.spec):
-            argvs = [self.layerstore("import", f"oci:{layout}:{tag}", "--tag", tag)]
+            more = ["--keep-blobs"] if keep_blobs else []
+            argvs = [self.layerstore("import", f"oci:{layout}:{tag}", "--tag", tag, *more)]
         elif self._name == "skopeo":
             place = f"[overlay@{self.directory}/root+{self.directory}/run]"
             target = f"containers-storage:{place}localhost/benchmark:{tag}"
@@ -76,11 +80,13 @@ class Store:
         return total
 
 
-def kept(spec: Spec, layout: Path, tags: Sequence[str], parent: Path) -> Store:
+def kept(
+    spec: Spec, layout: Path, tags: Sequence[str], parent: Path, *, keep_blobs: bool = False
+) -> Store:
     """The subject's store below `parent` with some images in it, filled the first time."""
     store = Store(spec, parent / spec.label)
     if not store.directory.exists():
         store.directory.mkdir(parents=True)
         for tag in tags:
-            store.take_in(layout, tag)
+            store.take_in(layout, tag, keep_blobs=keep_blobs)
     return store

@@ -67,9 +67,12 @@ def _add(floor: Floor, blob: Path) -> int:
                 continue
             content = archive.extractfile(member)
             assert content is not None
+            hasher = hashlib.sha256()
+            while piece := content.read(1 << 20):
+                hasher.update(piece)
             floor.files += 1
             floor.file_bytes += member.size
-            floor.contents[hashlib.file_digest(content, "sha256").digest()] = member.size
+            floor.contents[hasher.digest()] = member.size
         assert archive.fileobj is not None
         while archive.fileobj.read(1 << 20):
             pass
