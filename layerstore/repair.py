@@ -27,7 +27,7 @@ from layerstore.index.tree import Node
 from layerstore.index.writer import write_index
 from layerstore.objects import Staging, sync_files
 from layerstore.oci.compression import Stream
-from layerstore.oci.image import LayerSource
+from layerstore.oci.image import ImageSource, LayerSource
 from layerstore.oci.layer import LayerBuilder
 from layerstore.oci.sources import open_source
 from layerstore.oci.tar import TarReader
@@ -52,7 +52,8 @@ def repair(store: Store, source: str | None = None, progress: Progress | None = 
     """Put back what is missing or damaged.
 
     Args:
-        source: where content is that the store has lost; see `layerstore.oci.sources`.
+        source: where content is that the store has lost; see `layerstore.oci.sources`, or an image
+            in a registry, `docker://REFERENCE`.
         progress: told how far it is.
 
     Raises:
@@ -65,11 +66,22 @@ def repair(store: Store, source: str | None = None, progress: Progress | None = 
         work.from_the_store()
         work.from_layers(work.kept_blobs())
         if source is not None:
-            with open_source(source, working.scratch) as opened:
+            with _opened(source, working.scratch) as opened:
                 work.from_layers(opened.layers)
                 work.blobs_from(opened.layers)
         work.from_the_store()
         return work.done
+
+
+def _opened(source: str, scratch: bytes) -> contextlib.AbstractContextManager[ImageSource]:
+    if not source.startswith("docker://"):
+        return open_source(source, scratch)
+    from layerstore.registry.access import Access
+    from layerstore.registry.pull import open_image
+    from layerstore.registry.references import parse_reference
+
+    # What is not known to be needed is downloaded when it is read.
+    return open_image(parse_reference(source), scratch, lambda _: True, Access())
 
 
 class _Harvest(Staging):

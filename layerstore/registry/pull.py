@@ -45,26 +45,22 @@ def open_image(
     Raises:
         StoreError: it is not to be had, or not as it should be.
     """
-    with Background() as background, contextlib.ExitStack() as stack:
+    # The files are closed last, when nobody writes to them any more.
+    with contextlib.ExitStack() as stack, Background() as background:
         sources, manifest, config = background.run(
             _fetch_head, background, reference, access, platform or host_platform()
         )
-        files = _Files(str(reference), manifest, config)
+        downloads = Downloads(background, sources, scratch, access.jobs, progress)
+        stack.callback(downloads.close)
+        files = _Files(str(reference), manifest, config, downloads)
         image = Layout(files, blobs="").bare_image()
         _check_platform(image, platform)
-        needed = {
-            layer.digest: layer.size
-            for layer in image.layers
-            if layer.diff_id is None or not is_known(layer.diff_id)
-        }
-        for digest, size in needed.items():
-            assert digest is not None
-            assert size is not None
-            path = os.path.join(scratch, digests.hex_of(digest).encode())
-            blob = Blob(digest, size, path)
-            stack.callback(blob.close)
-            files.blobs[digests.hex_of(digest)] = blob
-        background.start(_download_all, list(files.blobs.values()), sources, access.jobs, progress)
+        for layer in image.layers:
+            assert layer.digest is not None
+            assert layer.size is not None
+            downloads.sizes[digests.hex_of(layer.digest)] = layer.size
+            if layer.diff_id is None or not is_known(layer.diff_id):
+                downloads.start(digests.hex_of(layer.digest))
         image.names = [reference.tagged] if reference.tagged is not None else []
         yield image
 
@@ -104,49 +100,79 @@ def _check_platform(image: ImageSource, wanted: Platform | None) -> None:
         raise RegistryError(f"{image.label}: is an image for {made_for}, not for {wanted}")
 
 
-async def _download_all(
-    blobs: list[Blob], sources: list[Repository], jobs: int, progress: Progress | None
-) -> None:
-    limit = trio.CapacityLimiter(jobs)
+class Downloads:
+    """The blobs of one image on their way; used from the importer's thread.
 
-    async def one(blob: Blob) -> None:
-        report = None
-        if progress is not None:
-            told, label = progress, f"downloading {blob.digest[:19]}"
+    Args:
+        background: where they are downloaded.
+        sources: where they may be.
+        scratch: a directory for them.
+        jobs: how many at a time.
+        progress: told how far they are.
+    """
 
-            def report(done: int) -> None:
-                told(label, done, blob.size)
+    def __init__(
+        self,
+        background: Background,
+        sources: list[Repository],
+        scratch: bytes,
+        jobs: int,
+        progress: Progress | None,
+    ) -> None:
+        self.sizes: dict[str, int] = {}
+        """Of all that may be asked for, by the digits of their digests."""
+        self._background = background
+        self._sources = sources
+        self._scratch = scratch
+        self._limit = trio.CapacityLimiter(jobs)
+        self._progress = progress
+        self._blobs: dict[str, Blob] = {}
 
-        async with limit:
+    def start(self, digits: str) -> Blob:
+        """Have a blob downloaded, after those that were started before."""
+        if digits not in self._blobs:
+            path = os.path.join(self._scratch, digits.encode())
+            blob = Blob(f"sha256:{digits}", self.sizes[digits], path)
+            self._blobs[digits] = blob
+            self._background.start(self._download, blob)
+        return self._blobs[digits]
+
+    def close(self) -> None:
+        """Close their files. Nobody downloads any more."""
+        for blob in self._blobs.values():
+            blob.close()
+
+    async def _download(self, blob: Blob) -> None:
+        async with self._limit:
             try:
-                await download(blob, sources, report)
+                await download(blob, self._sources, self._reporter(blob))
             except Exception as error:
                 # The importer is told at once, whichever it is waiting for.
-                for it in blobs:
+                for it in list(self._blobs.values()):
                     it.fail(error)
-                nursery.cancel_scope.cancel()
 
-    async with trio.open_nursery() as nursery:
-        # In the importer's order: bottom first.
-        for blob in blobs:
-            nursery.start_soon(one, blob)
-            await trio.lowlevel.checkpoint()
+    def _reporter(self, blob: Blob) -> Callable[[int], None] | None:
+        progress = self._progress
+        if progress is None:
+            return None
+        label = f"downloading {blob.digest[:19]}"
+        return lambda done: progress(label, done, blob.size)
 
 
 class _Files:
     """A manifest, a config and layers, under the names that skopeo's `dir:` gives them."""
 
-    def __init__(self, label: str, manifest: bytes, config: bytes) -> None:
+    def __init__(self, label: str, manifest: bytes, config: bytes, downloads: Downloads) -> None:
         self.label = label
         self._manifest = manifest
         self._config = config
-        self.blobs: dict[str, Blob] = {}
+        self._downloads = downloads
 
     def open(self, name: str) -> BinaryIO | None:
         """As in `layerstore.oci.files.Files`."""
         if name == "manifest.json":
             return io.BytesIO(self._manifest)
-        if name in self.blobs:
-            return cast(BinaryIO, self.blobs[name].open())
-        # No other blob is asked for than the config, and its digest is checked.
+        if name in self._downloads.sizes:
+            return cast(BinaryIO, self._downloads.start(name).open())
+        # Nothing else is asked for than the config, and its digest is checked.
         return io.BytesIO(self._config) if self._config else None

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from layerstore.registry.access import Access
+from layerstore.registry.blobs import Blob
 from tests.layerstore.archives import OCI, Item, Layout, digest_of, layout_of, tar_of
 from tests.layerstore.registry.refusal import at, refused
 from tests.layerstore.registry.served import (
@@ -319,3 +320,35 @@ def test_digests_that_are_none(served: Served, access: Access, root: Path, diges
     served.blobs.update(layout.blobs)
     served.add_manifest(manifest, MANIFEST, "1")
     refused(root, served, access, "SHA-256")
+
+
+def test_downloads_end_before_their_files_are_closed(
+    served: Served, access: Access, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An import that fails while another layer comes: nothing is written to a descriptor that may be
+    somebody else's by then."""
+    broken = b"no tar at all" * 100
+    layout = layout_of([broken, BIG], compress="")
+    served.add(layout, "1")
+    errors: list[OSError] = []
+    append = Blob.append
+
+    def watched(blob: Blob, data: bytes) -> None:
+        try:
+            append(blob, data)
+        except OSError as error:
+            errors.append(error)
+            raise
+
+    def slowly(handler: Handler) -> None:
+        send(handler, b"", Content_Length=str(len(BIG)))
+        with contextlib.suppress(OSError):
+            for start in range(0, len(BIG), 1 << 16):
+                handler.wfile.write(BIG[start : start + (1 << 16)])
+                served.stop.wait(0.02)
+        handler.hang_up()
+
+    monkeypatch.setattr(Blob, "append", watched)
+    served.rules.append(at(LAYER, slowly))
+    refused(root, served, access, "layer 1 of 2")
+    assert errors == []
