@@ -278,7 +278,7 @@ def sync_files(paths: list[bytes], directory: bytes) -> None:
     if len(paths) > SYNC_ONE_BY_ONE_MAX:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _syncfs(fd)
+            sync_filesystem(fd)
         finally:
             os.close(fd)
         return
@@ -303,7 +303,8 @@ def _find_syncfs() -> Callable[[int], int] | None:
 _libc_syncfs = _find_syncfs()
 
 
-def _syncfs(fd: int) -> None:
+def sync_filesystem(fd: int) -> None:
+    """Bring everything on a descriptor's filesystem to the disk."""
     if _libc_syncfs is None:
         os.sync()
     elif _libc_syncfs(fd):

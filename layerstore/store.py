@@ -35,6 +35,8 @@ from layerstore.objects import QUARANTINE, Objects
 from layerstore.refs import ImageRow, LayerRow, Refs, short_id
 
 if TYPE_CHECKING:
+    from layerstore.export.exporter import Exported
+    from layerstore.export.layers import Compression
     from layerstore.importer import Progress
     from layerstore.layer_tar import LayerTar
     from layerstore.oci.limits import Limits
@@ -273,6 +275,35 @@ class Store:
             raise StoreError(f"{show(self.root)}: there is no layer {diff_id}")
         path = collect.split_path(self.root, diff_id)
         return LayerTar(self.objects(), path, diff_id, row.tar_size)
+
+    def export_image(
+        self,
+        name: str,
+        destination: str,
+        progress: Progress | None = None,
+        *,
+        compression: Compression | None = None,
+        force: bool = False,
+    ) -> Exported:
+        """Export an image. Its id and its layers' diff ids stay, and the digest of its manifest too
+        where its layers leave as they came.
+
+        Args:
+            name: as for `resolve`.
+            destination: spelled as `layerstore.export.destination` says.
+            progress: see `layerstore.importer.Progress`.
+            compression: of the layers; None: as they came where that can be, else compressed as they
+                were, and with gzip where that is not known.
+            force: replace a file that is there.
+
+        Raises:
+            ImageUnknown: no such image.
+            SplitCorrupt, SplitMissing, ObjectCorrupt, ObjectMissing: it is damaged.
+            StoreError: it cannot be exported; nothing was, but for what a stream has taken.
+        """
+        from layerstore.export.exporter import Exporter
+
+        return Exporter(self, compression, force=force, progress=progress).run(name, destination)
 
     def tag(self, name: str, tag: str) -> None:
         """Give an image one more tag, taking it from any other.

@@ -1,4 +1,4 @@
-"""Images into the store and out of it: `import`."""
+"""Images into the store and out of it: `import`, `export`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from layerstore.commands import import_options
 from layerstore.commands.output import print_json, progress_bars, summary
 from layerstore.commands.parsing import Commands, open_store
+from layerstore.errors import StoreError
 from layerstore.store import Image, Store
 
 if TYPE_CHECKING:
@@ -24,6 +25,16 @@ sources, as skopeo spells them:
 A PATH alone is looked at. Archives and layers may be plain, gzip or zstd.
 """
 
+_DESTINATIONS = """
+destinations, spelled like the sources of import:
+  oci-archive:PATH[:TAG]           an OCI layout in a tar
+  oci:DIR[:TAG]                    an OCI layout in a directory, a new one or one that has images
+  docker-archive:PATH[:NAME:TAG]   what docker load and podman load read
+  tar:PATH                         the root file system in a tar
+  dir:PATH                         the root file system in a new directory
+PATH is - for standard output, but for oci: and dir:.
+"""
+
 
 def add(commands: Commands) -> None:
     """Add the commands to the parser."""
@@ -37,6 +48,25 @@ def add(commands: Commands) -> None:
     one.add_argument("source", metavar="SOURCE")
     one.add_argument("--tag", "-t", metavar="NAME[:TAG]", help="the name it gets")
     import_options.add(one)
+    one = commands.add(
+        "export",
+        _export,
+        "write an image to a file or a directory",
+        epilog=_DESTINATIONS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one.add_argument("image", metavar="IMAGE")
+    one.add_argument("destination", metavar="DESTINATION")
+    one.add_argument(
+        "--compress",
+        choices=("gzip", "zstd", "none"),
+        help="how layers are compressed (default: as they came where they were kept or plain, else"
+        " anew as they were), or the whole of a docker-archive: or tar: (default: none)",
+    )
+    one.add_argument(
+        "--compress-level", metavar="N", type=int, help="1 to 9 for gzip, 1 to 22 for zstd"
+    )
+    one.add_argument("--force", "-f", action="store_true", help="replace a file that is there")
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -56,3 +86,26 @@ def _take_in(store: Store, arguments: argparse.Namespace, progress: Progress | N
 
         return pull(store, source, tag, progress, **options)
     return store.import_image(source, tag, progress, **options)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from layerstore.export.layers import Compression
+
+    method, level = arguments.compress, arguments.compress_level
+    if level is not None and method is None:
+        raise StoreError("--compress-level needs --compress gzip or --compress zstd")
+    with open_store(arguments) as store, progress_bars() as progress:
+        done = store.export_image(
+            arguments.image,
+            arguments.destination,
+            progress,
+            compression=None if method is None else Compression(method, level),
+            force=arguments.force,
+        )
+    if done.is_stream:
+        return 0
+    if arguments.json:
+        print_json({"id": done.image_id, "manifest": done.manifest})
+    else:
+        print(done.image_id, *([done.manifest] if done.manifest is not None else []))
+    return 0

@@ -136,7 +136,10 @@ def _data_segments(fd: int, status: os.stat_result) -> list[tuple[int, int]] | N
         if error.errno == errno.EINVAL:  # a filesystem that cannot tell
             return None
         raise
-    return None if segments == [(0, status.st_size)] else segments
+    if segments == [(0, status.st_size)]:
+        return None
+    # GNU tar takes a map of nothing for a file of no bytes.
+    return segments or [(status.st_size, 0)]
 
 
 def _sparse(

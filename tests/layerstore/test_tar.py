@@ -367,6 +367,8 @@ def test_tree_tar_suits_gnu_tar(tmp_path: Path) -> None:
     with open(os.fsencode(tree) + b"/\xff", "wb") as file:
         os.truncate(file.fileno(), 1 << 22)
         os.pwrite(file.fileno(), b"data", 1 << 21)
+    with open(tree / "hole", "wb") as file:
+        os.truncate(file.fileno(), 1 << 22)
     if os.geteuid() == 0:
         os.mknod(tree / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
         os.chown(tree / "g", 3_000_000, 4_000_000)

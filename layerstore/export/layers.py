@@ -1,0 +1,128 @@
+"""The blobs of an image's layers as they leave the store, each checked while it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple
+
+from layerstore import collect
+from layerstore.errors import StoreError, show
+from layerstore.importer import Progress
+from layerstore.oci.compressing import compress
+from layerstore.oci.manifests import Descriptor, layer_descriptor, method_of
+from layerstore.refs import LayerRow
+from layerstore.store import Store
+
+CHUNK_SIZE = 1 << 20
+
+
+class Compression(NamedTuple):
+    """How to compress: one of `compressing.METHODS`, and a level, None: the usual one."""
+
+    method: str
+    level: int | None = None
+
+
+class Blob(NamedTuple):
+    """A blob that leaves. `descriptor`: None until its bytes are made, where those depend on a
+    compressor. `chunks`: makes them."""
+
+    chunks: Callable[[], Iterator[bytes]]
+    method: str
+    descriptor: Descriptor | None
+
+
+class LayerBlobs:
+    """Chooses the form of each layer.
+
+    Args:
+        store: where they are.
+        compression: for all of them; None: as they came where that can be, else compressed as they
+            were, and with gzip where that is not known.
+        progress: told how far it is.
+    """
+
+    def __init__(
+        self, store: Store, compression: Compression | None, progress: Progress | None
+    ) -> None:
+        self._store = store
+        self._compression = compression
+        self._progress = progress
+        self._kept = {blob.digest: blob.size for blob in store.refs().blobs()}
+
+    def blob(self, layer: LayerRow, listed: Descriptor | None) -> Blob:
+        """The form a layer leaves in.
+
+        Args:
+            layer: which.
+            listed: its descriptor in the manifest that the image came with, if it had one.
+        """
+        compression = self._compression
+        if listed is not None and compression is None:
+            if listed["digest"] == layer.diff_id:
+                return Blob(lambda: self.tar(layer), "none", listed)
+            if self._kept.get(listed["digest"]) == listed["size"]:
+                return Blob(lambda: self._verbatim(listed), method_of(listed), listed)
+            compression = Compression(method_of(listed))
+        method, level = compression or Compression("gzip")
+        descriptor = None
+        if method == "none":
+            descriptor = layer_descriptor(layer.diff_id, layer.tar_size, method)
+        return Blob(lambda: compress(self.tar(layer), method, level), method, descriptor)
+
+    def tar(self, layer: LayerRow) -> Iterator[bytes]:
+        """The plain tar of a layer.
+
+        Raises:
+            SplitCorrupt, SplitMissing, ObjectCorrupt, ObjectMissing: it cannot be rebuilt.
+        """
+        with self._store.layer_tar(layer.diff_id) as tar:
+            yield from self._told(tar.chunks(), layer.diff_id, layer.tar_size)
+
+    def _verbatim(self, listed: Descriptor) -> Iterator[bytes]:
+        path = collect.blob_path(self._store.root, listed["digest"])
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(open(path, "rb", buffering=0))
+            except FileNotFoundError:
+                raise self._damaged(path, "is missing") from None
+            chunks = self._checked(file, path, listed["digest"])
+            yield from self._told(chunks, listed["digest"], listed["size"])
+
+    def _checked(self, file: BinaryIO, path: bytes, digest: str) -> Iterator[bytes]:
+        hasher = hashlib.sha256()
+        last = b""
+        while data := file.read(CHUNK_SIZE):
+            hasher.update(data)
+            if last:
+                yield last
+            last = data
+        if "sha256:" + hasher.hexdigest() != digest:
+            raise self._damaged(path, "is damaged")
+        yield last
+
+    def _damaged(self, path: bytes, how: str) -> StoreError:
+        return StoreError(
+            f"{show(path)}: the kept blob {how}: --compress makes a new one, and another manifest"
+        )
+
+    def _told(self, chunks: Iterator[bytes], digest: str, size: int) -> Iterator[bytes]:
+        done = 0
+        for chunk in chunks:
+            yield chunk
+            done += len(chunk)
+            if self._progress is not None:
+                self._progress(f"exporting {digest[:19]}", done, size)
+
+
+def copy(chunks: Iterator[bytes], file: BinaryIO) -> tuple[str, int]:
+    """Write a blob; returns its digest and size."""
+    hasher = hashlib.sha256()
+    size = 0
+    for chunk in chunks:
+        hasher.update(chunk)
+        file.write(chunk)
+        size += len(chunk)
+    return "sha256:" + hasher.hexdigest(), size
