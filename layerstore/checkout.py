@@ -33,7 +33,8 @@ from layerstore import marks
 from layerstore.errors import ObjectMissing, StoreError, show
 from layerstore.index.reader import Index, Inline, Object, Sparse, Stat
 from layerstore.objects import Objects
-from layerstore.store import Image, Store, in_initial_user_namespace
+from layerstore.place import in_initial_user_namespace
+from layerstore.store import Image, Store
 
 if TYPE_CHECKING:
     from layerstore.importer import Progress

@@ -32,6 +32,7 @@ from layerstore.index.reader import Index
 from layerstore.leases import Leases
 from layerstore.marks import TRUSTED
 from layerstore.objects import QUARANTINE, Objects
+from layerstore.place import ROOT_VARIABLE, default_root
 from layerstore.refs import ImageRow, LayerRow, Refs, short_id
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from layerstore.layer_tar import LayerTar
     from layerstore.oci.limits import Limits
 
-ROOT_VARIABLE = "LAYERSTORE_ROOT"
 _DATABASE = b"refs.sqlite"
 _DIRECTORIES = (b"objects", LAYERS, IMAGES, BLOBS, b"uppers", b"tmp")
 _LATER = (QUARANTINE, _DATABASE, b"lock")
@@ -73,30 +73,6 @@ class Image:
     def name(self) -> str:
         """What to call it in a message: its first tag, or the start of its id."""
         return self.tags[0] if self.tags else short_id(self.id)
-
-
-def default_root() -> bytes:
-    """Where the store is unless somebody says: `LAYERSTORE_ROOT`, /var/lib/layerstore for root,
-    `layerstore` in $XDG_DATA_HOME (~/.local/share) for users.
-
-    Who is root in a user namespace only is a user: podman unshare finds the same store.
-    """
-    named = os.environb.get(ROOT_VARIABLE.encode())
-    if named:
-        return os.path.abspath(named)
-    if os.geteuid() == 0 and in_initial_user_namespace():
-        return b"/var/lib/layerstore"
-    data = os.environb.get(b"XDG_DATA_HOME") or os.path.expanduser(b"~/.local/share")
-    return os.path.join(os.path.abspath(data), b"layerstore")
-
-
-def in_initial_user_namespace() -> bool:
-    """Whether root is root here, who may use trusted.* xattrs."""
-    try:
-        with open("/proc/self/uid_map") as file:
-            return file.read().split() == ["0", "0", "4294967295"]
-    except OSError:
-        return True
 
 
 class Store:
@@ -303,7 +279,9 @@ class Store:
         """
         from layerstore.export.exporter import Exporter
 
-        return Exporter(self, compression, force=force, progress=progress).run(name, destination)
+        image = self.resolve(name)
+        exporter = Exporter(self.root, self._refs, compression, force=force, progress=progress)
+        return exporter.run(image.id, image.tags, destination)
 
     def tag(self, name: str, tag: str) -> None:
         """Give an image one more tag, taking it from any other.

@@ -24,8 +24,9 @@ from layerstore.importer import Importer, no_room
 from layerstore.index.reader import Index
 from layerstore.marks import TRUSTED, USER, Marks
 from layerstore.oci.image import ImageSource, LayerSource
+from layerstore.place import in_initial_user_namespace
 from layerstore.refs import LayerRow
-from layerstore.store import Image, Store, in_initial_user_namespace
+from layerstore.store import Image, Store
 
 if TYPE_CHECKING:
     from layerstore.importer import Progress

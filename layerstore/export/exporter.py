@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from layerstore import digests
+from layerstore.collect import IMAGES, LAYERS, index_path
 from layerstore.errors import ImageUnknown, StoreError, show
 from layerstore.export.destination import Destination, parse_destination
 from layerstore.export.docker import docker_archive
@@ -19,10 +20,10 @@ from layerstore.export.root import is_whole, root_tar
 from layerstore.export.tree import TreeWriter
 from layerstore.importer import Progress
 from layerstore.index.reader import Index
+from layerstore.objects import Objects
 from layerstore.oci.compressing import LEVELS, METHODS, compress
 from layerstore.oci.manifests import Descriptor, listed_layers
-from layerstore.refs import ImageRow
-from layerstore.store import Image, Store
+from layerstore.refs import LayerRow, Refs, short_id
 
 
 class Exported(NamedTuple):
@@ -33,11 +34,20 @@ class Exported(NamedTuple):
     is_stream: bool
 
 
+class _Image(NamedTuple):
+    config: bytes
+    manifest: bytes
+    tags: list[str]
+    layers: list[LayerRow]  # bottom first
+    merged: Index  # of all layers
+
+
 class Exporter:
     """Exports one image.
 
     Args:
-        store: where it is.
+        root: of the store.
+        refs: its database.
         compression: of the layers, or of the whole where the form has no compressed layers; None:
             as they came.
         force: replace a file that is there.
@@ -46,57 +56,65 @@ class Exporter:
 
     def __init__(
         self,
-        store: Store,
+        root: bytes,
+        refs: Refs,
         compression: Compression | None,
         *,
         force: bool = False,
         progress: Progress | None = None,
     ) -> None:
         _check(compression)
-        self._store = store
+        self._root = root
+        self._refs = refs
+        self._objects = Objects(os.path.join(root, b"objects"))
         self._compression = compression
         self._force = force
-        self._blobs = LayerBlobs(store, compression, progress)
+        self._blobs = LayerBlobs(root, refs, compression, progress)
 
-    def run(self, name: str, text: str) -> Exported:
-        """Export the image called `name` to the destination `text`.
+    def run(self, image_id: str, tags: list[str], text: str) -> Exported:
+        """Export an image.
+
+        Args:
+            image_id: which.
+            tags: what it is called, unless the destination says so.
+            text: the destination.
 
         Raises:
             StoreError: it cannot be; nothing was left behind.
         """
         destination = parse_destination(text)
-        with _full_disk(destination), self._claimed(name) as (image, row):
+        with _full_disk(destination), self._claimed(image_id, tags) as image:
             manifest = None
             if destination.scheme in ("oci", "oci-archive"):
-                manifest = self._layout(destination, image, row)
+                manifest = self._layout(destination, image)
             elif destination.scheme == "dir":
                 self._directory(destination, image)
             else:
-                chunks = (
-                    self._docker(destination, image, row)
-                    if destination.scheme == "docker-archive"
-                    else self._root(image)
-                )
+                is_docker = destination.scheme == "docker-archive"
+                chunks = self._docker(destination, image) if is_docker else self._root_tar(image)
                 method, level = self._compression or Compression("none")
                 with new_file(destination.path, force=self._force) as file:
                     for chunk in compress(chunks, method, level):
                         file.write(chunk)
-            return Exported(image.id, manifest, destination.is_stream)
+            return Exported(image_id, manifest, destination.is_stream)
 
     @contextlib.contextmanager
-    def _claimed(self, name: str) -> Iterator[tuple[Image, ImageRow]]:
+    def _claimed(self, image_id: str, tags: list[str]) -> Iterator[_Image]:
         """The image, which is not removed while the context lasts."""
-        image = self._store.resolve(name)
-        with Index(image.image_index):
+        gone = ImageUnknown(f"image {short_id(image_id)} was removed meanwhile: import it again")
+        rows = self._refs.images_by_prefix(digests.hex_of(image_id))
+        if not rows:
+            raise gone
+        with Index(index_path(self._root, IMAGES, rows[0].chain_id)) as index:
             # Had it been removed before it was claimed, its row would be gone.
-            rows = self._store.refs().images_by_prefix(digests.hex_of(image.id))
-            if not rows:
-                raise ImageUnknown(f"{show(name)}: was removed meanwhile: import it again")
-            yield image, rows[0]
+            if not self._refs.images_by_prefix(digests.hex_of(image_id)):
+                raise gone
+            layers = self._refs.image_layers(image_id)
+            yield _Image(rows[0].config, rows[0].manifest, tags, layers, index)
 
     # --- forms
 
-    def _layout(self, destination: Destination, image: Image, row: ImageRow) -> str:
+    def _layout(self, destination: Destination, image: _Image) -> str:
         path = destination.path
         names = [destination.reference] if destination.reference else image.tags
         reference = names[0] if names else None
@@ -104,50 +122,45 @@ class Exporter:
             with new_file(path, force=self._force) as file:
                 spool = None if destination.is_stream else parent_of(path)
                 archive = ArchiveBlobs(file, spool)
-                descriptor = self._add(archive, image, row, reference)
+                descriptor = self._add(archive, image, reference)
                 archive.finish(descriptor)
         elif os.path.isdir(path) and os.listdir(path):
             with known_layout(path) as layout:
-                descriptor = self._add(layout, image, row, reference)
+                descriptor = self._add(layout, image, reference)
                 with locked(path):
                     layout.finish(descriptor)
         else:
             with new_layout(path) as layout:
-                descriptor = self._add(layout, image, row, reference)
+                descriptor = self._add(layout, image, reference)
                 layout.finish(descriptor)
         digest: str = descriptor["digest"]
         return digest
 
-    def _add(self, blobs: Blobs, image: Image, row: ImageRow, reference: str | None) -> Descriptor:
-        listed = listed_layers(row.manifest, len(image.layers))
+    def _add(self, blobs: Blobs, image: _Image, reference: str | None) -> Descriptor:
+        listed = listed_layers(image.manifest, len(image.layers))
         layers = [
             (layer.diff_id, self._blobs.blob(layer, known))
             for layer, known in zip(image.layers, listed, strict=True)
         ]
-        return add_image(blobs, row.config, row.manifest, layers, reference)
+        return add_image(blobs, image.config, image.manifest, layers, reference)
 
-    def _docker(self, destination: Destination, image: Image, row: ImageRow) -> Iterator[bytes]:
+    def _docker(self, destination: Destination, image: _Image) -> Iterator[bytes]:
         names = [destination.reference] if destination.reference else image.tags
-        return docker_archive(row.config, image.layers, self._blobs.tar, names)
+        return docker_archive(image.config, image.layers, self._blobs.tar, names)
 
-    def _root(self, image: Image) -> Iterator[bytes]:
+    def _root_tar(self, image: _Image) -> Iterator[bytes]:
         if len(image.layers) == 1:
-            with Index(image.layer_indexes[0]) as layer:
+            with Index(index_path(self._root, LAYERS, image.layers[0].diff_id)) as layer:
                 whole = is_whole(layer)
             if whole:
-                yield from self._blobs.tar(image.layers[0])
-                return
-        with Index(image.image_index) as index:
-            yield from root_tar(index, self._store.objects())
+                return self._blobs.tar(image.layers[0])
+        return root_tar(image.merged, self._objects)
 
-    def _directory(self, destination: Destination, image: Image) -> None:
+    def _directory(self, destination: Destination, image: _Image) -> None:
         if self._compression is not None and self._compression.method != "none":
             raise StoreError("dir: holds plain files: leave --compress out")
-        with (
-            Index(image.image_index) as index,
-            new_directory(destination.path) as directory,
-        ):
-            TreeWriter(index, self._store.objects(), directory, destination.path).write()
+        with new_directory(destination.path) as directory:
+            TreeWriter(image.merged, self._objects, directory, destination.path).write()
 
 
 def _check(compression: Compression | None) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from layerstore import collect
 from layerstore.errors import StoreError, show
 from layerstore.importer import Progress
+from layerstore.layer_tar import LayerTar
+from layerstore.objects import Objects
 from layerstore.oci.compressing import compress
 from layerstore.oci.manifests import Descriptor, layer_descriptor, method_of
-from layerstore.refs import LayerRow
-from layerstore.store import Store
+from layerstore.refs import LayerRow, Refs
 
 CHUNK_SIZE = 1 << 20
 
@@ -38,19 +40,25 @@ class LayerBlobs:
     """Chooses the form of each layer.
 
     Args:
-        store: where they are.
+        root: of the store.
+        refs: its database.
         compression: for all of them; None: as they came where that can be, else compressed as they
             were, and with gzip where that is not known.
         progress: told how far it is.
     """
 
     def __init__(
-        self, store: Store, compression: Compression | None, progress: Progress | None
+        self,
+        root: bytes,
+        refs: Refs,
+        compression: Compression | None,
+        progress: Progress | None,
     ) -> None:
-        self._store = store
+        self._root = root
+        self._objects = Objects(os.path.join(root, b"objects"))
         self._compression = compression
         self._progress = progress
-        self._kept = {blob.digest: blob.size for blob in store.refs().blobs()}
+        self._kept = {blob.digest: blob.size for blob in refs.blobs()}
 
     def blob(self, layer: LayerRow, listed: Descriptor | None) -> Blob:
         """The form a layer leaves in.
@@ -78,11 +86,12 @@ class LayerBlobs:
         Raises:
             SplitCorrupt, SplitMissing, ObjectCorrupt, ObjectMissing: it cannot be rebuilt.
         """
-        with self._store.layer_tar(layer.diff_id) as tar:
+        path = collect.split_path(self._root, layer.diff_id)
+        with LayerTar(self._objects, path, layer.diff_id, layer.tar_size) as tar:
             yield from self._told(tar.chunks(), layer.diff_id, layer.tar_size)
 
     def _verbatim(self, listed: Descriptor) -> Iterator[bytes]:
-        path = collect.blob_path(self._store.root, listed["digest"])
+        path = collect.blob_path(self._root, listed["digest"])
         with contextlib.ExitStack() as stack:
             try:
                 file = stack.enter_context(open(path, "rb", buffering=0))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from layerstore import names, schema, session, store
+from layerstore import names, place, schema, session
 from layerstore.digests import chain_id
 from layerstore.errors import (
     ImageInUse,
@@ -274,19 +274,19 @@ def test_collection_deletes_nothing_beside_damage(root: Path, sources: dict[str,
 def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LAYERSTORE_ROOT", "rel")
     monkeypatch.chdir(tmp_path)
-    assert store.default_root() == os.fsencode(tmp_path / "rel")
+    assert place.default_root() == os.fsencode(tmp_path / "rel")
     monkeypatch.delenv("LAYERSTORE_ROOT")
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert store.default_root() == b"/data/layerstore"
+    assert place.default_root() == b"/data/layerstore"
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", "/home/me")
-    assert store.default_root() == b"/home/me/.local/share/layerstore"
+    assert place.default_root() == b"/home/me/.local/share/layerstore"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(store, "in_initial_user_namespace", lambda: True)
-    assert store.default_root() == b"/var/lib/layerstore"
-    monkeypatch.setattr(store, "in_initial_user_namespace", lambda: False)
-    assert store.default_root() == b"/home/me/.local/share/layerstore"
+    monkeypatch.setattr(place, "in_initial_user_namespace", lambda: True)
+    assert place.default_root() == b"/var/lib/layerstore"
+    monkeypatch.setattr(place, "in_initial_user_namespace", lambda: False)
+    assert place.default_root() == b"/home/me/.local/share/layerstore"
 
 
 def test_nobody_else_looks_into_a_store(root: Path) -> None:
