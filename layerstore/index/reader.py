@@ -156,6 +156,10 @@ class Index:
         if not stat.S_ISDIR(self._inode(root).mode):
             raise self._corrupt(self._meta + root * f.SLOT_SIZE, "a directory as the root")
 
+    def fileno(self) -> int:
+        """The descriptor of the index, open for reading; stays the index's."""
+        return self._fd
+
     def close(self) -> None:
         """Unmap the file and give up the claim on it. Nothing may be asked afterwards."""
         if self._fd >= 0:

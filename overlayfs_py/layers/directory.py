@@ -244,8 +244,9 @@ class DirectoryLayer:
     def device(self, status: os.stat_result) -> Hashable:
         return status.st_dev
 
-    def statvfs(self) -> os.statvfs_result:
-        return os.fstatvfs(self.tree.fd)
+    @property
+    def statfs_fd(self) -> int:
+        return self.tree.fd
 
     def handle(self, ref: bytes) -> bytes | None:
         place = self.tree.at(ref)

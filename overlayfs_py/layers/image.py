@@ -39,6 +39,7 @@ class ImageLayer:
 
     Attributes:
         identity: 16 bytes that stand for the image where a filesystem would have its uuid.
+        objects_fd: the open directory of the objects.
 
     Raises:
         OSError: the objects directory cannot be opened.
@@ -49,11 +50,11 @@ class ImageLayer:
     def __init__(self, index: Index, objects: bytes, marks: Marks) -> None:
         self.index = index
         self.marks = marks
-        self._objects = os.open(objects, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.objects_fd = os.open(objects, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.identity = handles.identity(index.path)
 
     def close(self) -> None:
-        os.close(self._objects)
+        os.close(self.objects_fd)
         self.index.close()
 
     def root(self) -> int:
@@ -129,7 +130,7 @@ class ImageLayer:
         if not isinstance(content, Object):
             return BytesContent(b"", content.size)
         try:
-            fd = os.open(content.path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._objects)
+            fd = os.open(content.path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.objects_fd)
         except FileNotFoundError:
             cause = f"object {content.digest} of {os.fsdecode(self.index.path)} is missing"
             raise OverlayError(errno.EIO, cause, logging.ERROR) from None
@@ -153,8 +154,9 @@ class ImageLayer:
         except IndexCorrupt:
             return 0
 
-    def statvfs(self) -> os.statvfs_result:
-        return os.fstatvfs(self._objects)
+    @property
+    def statfs_fd(self) -> int:
+        return self.objects_fd
 
 
 def _stat(known: IndexStat) -> os.stat_result:

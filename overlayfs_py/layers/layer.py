@@ -73,5 +73,8 @@ class Layer(Protocol):
     def handle(self, ref: Ref) -> bytes | None:
         """The object's file handle in the kernel's overlay form, None where there is none."""
 
-    def statvfs(self) -> os.statvfs_result: ...
+    @property
+    def statfs_fd(self) -> int:
+        """A descriptor for fstatvfs(3)."""
+
     def close(self) -> None: ...

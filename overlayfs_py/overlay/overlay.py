@@ -335,9 +335,14 @@ class Overlay:
 
     # --- the whole ---------------------------------------------------------------------------------------------------
 
-    def statfs(self) -> os.statvfs_result:
+    @property
+    def statfs_fd(self) -> int:
+        """A descriptor on the filesystem that `statfs` tells of."""
         layer: Layer = self.state.upper or self.state.lowers[0]
-        return layer.statvfs()
+        return layer.statfs_fd
+
+    def statfs(self) -> os.statvfs_result:
+        return os.fstatvfs(self.statfs_fd)
 
     def copy_up(self, node: Node) -> None:
         """Copy an object up without changing it."""

@@ -29,6 +29,9 @@ class NodeIds(Protocol):
     def entered(self, record: Record) -> None:
         """A node is in the table now."""
 
+    def kept(self, record: Record) -> bool:
+        """Whether a node stays in the table although the kernel has forgotten it; until `reconsider`."""
+
     def left(self, record: Record) -> None:
         """It is not any more."""
 
@@ -38,6 +41,9 @@ class _Unheard:
 
     def entered(self, record: Record) -> None:
         pass
+
+    def kept(self, record: Record) -> bool:
+        return False
 
     def left(self, record: Record) -> None:
         pass
@@ -178,10 +184,18 @@ class NodeTable:
         record.pins -= 1
         self._release(record)
 
+    def reconsider(self, id: int) -> None:
+        """A node may not be needed any more."""
+        record = self._by_id.get(id)
+        if record is not None:
+            self._release(record)
+
     def _release(self, record: Record) -> None:
         if record.lookups or record.pins or record is self._root:
             return
         if self._by_id.get(record.id) is record:
+            if self.ids.kept(record):
+                return
             del self._by_id[record.id]
             if self.is_superseded(record):
                 self._former_left(record.node)

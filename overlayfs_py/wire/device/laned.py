@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
+from collections import deque
 from typing import TYPE_CHECKING
 
 from overlayfs_py.overlay.faults import Fault
@@ -19,9 +21,10 @@ from overlayfs_py.wire.lane import FIRST_ID
 from overlayfs_py.wire.nodes import Counter, Record
 
 if TYPE_CHECKING:
+    from overlayfs_py.overlay.handles import FileHandle
     from overlayfs_py.overlay.node import Node
     from overlayfs_py.overlay.overlay import Overlay
-    from overlayfs_py.overlay.plain import PlainDirectory
+    from overlayfs_py.overlay.plain import ImagePart, PlainDirectory
     from overlayfs_py.overlay.values import Entry
     from overlayfs_py.wire.device.verbs import DeviceDispatch
     from overlayfs_py.wire.lane.lane import Lane
@@ -57,6 +60,10 @@ class Laned(Counter):
         self.lane = lane
         self._dispatch = dispatch
         self._overlay: Overlay = dispatch.overlay
+        self._images: dict[int, int] = {}
+        # Directories that the kernel has forgotten, and that are Python's until nothing refers to their nodes.
+        self._directories: dict[int, weakref.ref[Node]] = {}
+        self._dropped: deque[int] = deque()
 
     # The table of nodes
 
@@ -65,28 +72,60 @@ class Laned(Counter):
 
     def entered(self, record: Record) -> None:
         if record.id >= FIRST_ID:
-            lookups, files = self.lane.hand_over(record.id)
+            lookups, backing, files = self.lane.hand_over(record.id)
             record.lookups += lookups
             for file, fd, flags, uid, gid, pid in files:
-                handle = lower_file(record.node, flags, fd)
-                self._dispatch.take_file(file, handle, record, Caller(uid, gid, pid))
+                caller = Caller(uid, gid, pid)
+                handle = self._handle(record.node, flags, fd, caller)
+                if handle is not None:
+                    self._dispatch.take_file(file, handle, record, caller, backing)
+
+    def _handle(self, node: Node, flags: int, fd: int, caller: Caller) -> FileHandle | None:
+        if fd >= 0:
+            return lower_file(node, flags, fd)
+        try:
+            return self._overlay.open(node, flags, caller)
+        except OSError as error:
+            log.error("%r, which is open, cannot be opened again: %s", node.name, error)
+            return None
+
+    def kept(self, record: Record) -> bool:
+        return record.node.is_dir and self.lane.keep(record.id)
 
     def left(self, record: Record) -> None:
-        if record.node.upper:
-            # Copied up since it was claimed: what the lane knows under its name is the lower file.
-            for parent, name in record.node.names():
+        node = record.node
+        if node.upper:
+            # Copied up since it was claimed: what the lane knows under its name is the lower object.
+            for parent, name in node.names():
                 id = self._dispatch.id_of(parent)
                 if id is not None:
                     self.lane.retract(id, name)
-        for child in self.lane.gone(record.node.ino, record.id):
-            found = self.lane.owns(child)
-            if found is not None:
-                self._take(child, record.node, found[1], found[2])
+        # Under other names, which are not known here, an index still leads to the upper's file. And a directory may be
+        # copied up with what is in it, as long as somebody knows that.
+        self.lane.gone(node.ino, record.id, node.is_dir or node.index is not None)
+        if node.is_dir:
+            ino, dropped = node.ino, self._dropped
+            self._directories[ino] = weakref.ref(node, lambda _: dropped.append(ino))
+
+    def settle(self) -> None:
+        """Take note of what nobody needs any more."""
+        ids = self.lane.released()
+        if ids:
+            with self._dispatch.lock:
+                for id in ids:
+                    self._dispatch.reconsider(id)
+        while self._dropped:
+            ino = self._dropped.popleft()
+            with self._dispatch.lock:
+                if self._overlay.state.nodes.get(ino) is None:
+                    self._directories.pop(ino, None)
+                    self.lane.give_back(ino)
 
     # Before a request goes to Python
 
     def before(self, opcode: int, node: int, body: memoryview) -> None:
         """Take over what a request is about, and retract the names that it changes."""
+        self.settle()
         if node >= FIRST_ID:
             self._take_over(node)
         start = _NAMES_AT.get(opcode)  # type: ignore[call-overload]
@@ -103,6 +142,7 @@ class Laned(Counter):
         if len(body) < start:
             return
         target = _U64.unpack_from(body)[0]
+        self._take_over(target)
         old, _, rest = bytes(body[start:]).partition(b"\0")
         self._retract(parent, old)
         self._retract(target, rest.partition(b"\0")[0])
@@ -115,17 +155,22 @@ class Laned(Counter):
             self.lane.retract(parent, name)
 
     def _take_over(self, id: int) -> None:
-        found = self.lane.owns(id)
-        if found is None:
-            return
-        parent, name, ino = found
+        """Have a node be Python's, and the directories that lead to it."""
         with self._dispatch.lock:
-            record = self._dispatch.record(parent)
-            if record is None:
-                log.error("node %d in the directory %d, which is not known", id, parent)
-                self._give_up(id)
-            else:
-                self._take(id, record.node, name, ino)
+            chain = []
+            while id >= FIRST_ID and (found := self.lane.owns(id)) is not None:
+                chain.append((id, *found))
+                id = found[0]
+            for each, parent, name, ino in reversed(chain):
+                record = self._dispatch.record(parent)
+                if record is None:
+                    log.error("node %d in the directory %d, which is not known", each, parent)
+                    self._give_up(each, ino)
+                else:
+                    self._take(each, record.node, name, ino)
+            for each, *_ in chain:
+                # The kernel may have forgotten it long ago.
+                self._dispatch.reconsider(each)
 
     def _take(self, id: int, parent: Node, name: bytes, ino: int) -> None:
         """Under the mount's lock."""
@@ -136,7 +181,7 @@ class Laned(Counter):
             entry = None
         if entry is None or entry.node.ino != ino:
             log.error("%r is not what the kernel was told", name)
-            self._give_up(id)
+            self._give_up(id, ino)
             return
         # The one lookup that `enter` counts was not told to anybody.
         self._dispatch.enter_again(entry.node)
@@ -148,9 +193,11 @@ class Laned(Counter):
             except Fault as fault:
                 fault.work()
 
-    def _give_up(self, id: int) -> None:
-        for _, fd, *_ in self.lane.hand_over(id)[1]:
-            os.close(fd)
+    def _give_up(self, id: int, ino: int) -> None:
+        for _, fd, *_ in self.lane.hand_over(id)[2]:
+            if fd >= 0:
+                os.close(fd)
+        self.lane.gone(ino, id, False)
 
     def _take_directory(self, file: int) -> None:
         id = self.lane.listing_of(file) if file >= FIRST_ID else 0
@@ -174,7 +221,21 @@ class Laned(Counter):
             elif plain.upper is None or not listing:
                 node = record.node
                 parent = (node.parent or node).ino
-                self.lane.publish(id, node.ino, parent, plain.parts, plain.upper, plain.listable)
+                image = None if plain.image is None else self._image(plain.image)
+                if plain.image is not None and image is None:
+                    self.lane.never(id)
+                    return
+                self.lane.publish(
+                    id, node.ino, parent, plain.parts, image, plain.upper, plain.listable
+                )
+
+    def _image(self, part: ImagePart) -> tuple[int, int, int] | None:
+        """A directory of an image as the lane has it; None if it cannot read the image."""
+        number = self._images.get(part.index_fd)
+        if number is None:
+            number = self.lane.image(part.index_fd, part.objects_fd)
+            self._images[part.index_fd] = number
+        return None if number < 0 else (number, part.nid, part.position)
 
     def _plain(self, node: Node) -> PlainDirectory | None:
         try:

@@ -102,6 +102,14 @@ class Backings:
                 self._changed(node)
         return Open.PASSTHROUGH, inode.backing
 
+    def took(self, file: int, node: int, backing: int) -> None:
+        """Somebody else opened a file for reading, with this backing id; 0: without one."""
+        inode = self._inodes.setdefault(node, _Inode(backing, False))
+        inode.opens += 1
+        self._files[file] = node, False
+        if backing:
+            self._bypassed.add(node)
+
     def _register(self, handle: FileHandle) -> int:
         fd = handle.fd
         if fd is None or not (handle.in_upper or self._lowers):

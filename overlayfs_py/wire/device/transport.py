@@ -9,6 +9,7 @@ import select
 from collections.abc import Callable
 
 from overlayfs_py.errors import OverlayError, UserError
+from overlayfs_py.overlay.lookup import breaks_links
 from overlayfs_py.wire.device import negotiate, patience, replies
 from overlayfs_py.wire.device.laned import Laned
 from overlayfs_py.wire.device.negotiate import BUFFER_SIZE, Terms, Wanted
@@ -21,6 +22,8 @@ from overlayfs_py.wire.lane import compiled
 log = logging.getLogger(__name__)
 
 _INIT_WAIT_S = 30.0
+_FEW_LAYERS = 4
+"""Up to this many, reading a directory's names costs no more than one lookup by Python."""
 READERS = 1
 """One does it while verbs run one at a time; each further one wakes for nothing."""
 
@@ -68,8 +71,8 @@ def serve(
         _read_ahead(device, terms.write_max)
         # Where lower files go to the kernel, all opens of one do so alike.
         lowers = lowers or read_only
-        opens = not (terms.passthrough and lowers)
-        laned = _laned(dispatch, opens) if readers == 1 else None
+        backed = terms.passthrough and lowers
+        laned = _laned(dispatch, backed=backed) if readers == 1 else None
         session = Session(
             dispatch,
             fuse_fd,
@@ -96,17 +99,29 @@ def serve(
         os.close(fuse_fd)
 
 
-def _laned(dispatch: DeviceDispatch, opens: bool) -> Laned | None:
+def _laned(dispatch: DeviceDispatch, *, backed: bool) -> Laned | None:
     """The lane, where there is one and the kernel may remember what it says.
 
     Args:
-        opens: it opens files for reading.
+        backed: lower files are handed to the kernel.
     """
     lane = compiled()
     if lane is None or dispatch.timeout_s is not None:
         return None
-    metacopy = dispatch.overlay.state.marks.metacopy
-    laned = Laned(lane(dispatch.file_flags, dispatch.directory_flags, opens, metacopy), dispatch)
+    state = dispatch.overlay.state
+    made = lane(
+        dispatch.file_flags,
+        dispatch.directory_flags,
+        state.marks.metacopy,
+        publish_after=1 if len(state.lowers) <= _FEW_LAYERS else 3,
+        by_number=not breaks_links(state),
+        backed=backed,
+        counts_links=not state.config.static_nlink,
+        acl=not state.config.noacl,
+        read_only=state.upper is None,
+        statfs_fd=dispatch.overlay.statfs_fd,
+    )
+    laned = Laned(made, dispatch)
     dispatch.use_ids(laned)
     return laned
 

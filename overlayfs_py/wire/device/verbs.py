@@ -78,10 +78,16 @@ class DeviceDispatch(Dispatch):
         """Enter a node that the kernel was told of already."""
         self._nodes.enter(node).lookups -= 1
 
-    def take_file(self, file: int, handle: FileHandle, record: Record, opener: Caller) -> None:
+    def reconsider(self, id: int) -> None:
+        """A node may not be needed any more."""
+        self._nodes.reconsider(id)
+
+    def take_file(
+        self, file: int, handle: FileHandle, record: Record, opener: Caller, backing: int
+    ) -> None:
         self._files[file] = OpenFile(handle, record, opener)
         if self.backings is not None:
-            self.backings.opened(file, record.id, handle, self.file_flags)
+            self.backings.took(file, record.id, backing)
 
     def take_directory(self, file: int, opened: OpenDirectory) -> None:
         self._directories[file] = opened

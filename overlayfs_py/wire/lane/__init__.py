@@ -4,24 +4,35 @@ Problem. A request that reaches a verb costs some 40 us of interpreter before th
 lookups, listings and reads of plain files of lower layers, which never change while they are mounted.
 
 What is answered. A directory in which lookups become many, or that is listed, is *published*: its names are read once
-from each layer, and for each name it is known which layer has it first. From then on the lane answers LOOKUP of plain
-files and symlinks that show from one lower layer, and of names that are nowhere; GETATTR, READLINK, OPEN for reading,
-READ of what is cached, RELEASE and FORGET of the nodes that it told the kernel of; and listings of directories that
-have nothing in the upper. Subdirectories, names in the upper, hard links, whatever has marks, and everything that
-changes something are Python's.
+from each layer, and for each name it is known which layer has it first. From then on the lane answers LOOKUP of what
+shows from lower layers alone, and of names that are nowhere; GETATTR, READLINK, xattrs, OPEN for reading, READ of what
+is cached, RELEASE and FORGET of the nodes that it told the kernel of; and listings of directories that have nothing in
+the upper. The lower layers are either directories, of which everything is asked of the filesystem, or an image, all of
+which is read from its mapped index: a listing with entries then takes no system call. What is below a directory that
+the lane has told of it publishes by itself, when somebody looks. Names in the upper, whatever has marks, and everything
+that changes something are Python's; so is every file with several names where copy-up separates them.
 
 Why that is right. A node that the kernel knows is either the lane's or Python's (wire.nodes), never both:
 
 - Node ids of the lane begin at FIRST_ID, so one look tells whose a request may be.
-- Before Python sees a request about a node of the lane, it takes the node over (wire.device.laned): it looks the name
-  up itself, enters the node under the id and with the lookup count that the lane had, and goes on with its open files.
+- Before Python sees a request about a node of the lane, it takes the node over (wire.device.laned), and before that
+  the directories on the way to it: it looks each name up itself, enters the node under the id and with the lookup
+  count that the lane had, and goes on with its open files. What was published of a directory stays so.
 - Before Python runs a verb that changes a name, it retracts the name: a node of the lane behind it is taken over, and
   from then on the lane leaves that name to Python. So there is nothing that a change could make stale.
+- The directories above a node of Python's are Python's, as long as it has an object for the node: a copy-up copies them
+  too. So an inode number of a directory goes back to the lane when the last reference to Python's object is gone, not
+  when the kernel forgets it.
 - The lane tells the kernel of no inode whose st_ino Python has claimed, and Python learns the lane's id when it claims
-  an inode that it met on another way, in a listing or under another name. An inode has one node id at a time.
-- A published directory lives as long as the kernel knows the directory. Names that Python added are remembered up to a
-  limit; then the directory is closed, and published anew when its last node is gone.
-- Nothing is published while slow work is under way: a name that was retracted for it stays retracted.
+  an inode that it met on another way, in a listing or under another name. An inode has one node id at a time: the lane
+  finds a file with several names by its number. Once such a file was copied up its number stays Python's, since under
+  its other names too an index leads to the upper.
+- A published directory lives as long as the kernel knows the directory or something in it. Python keeps a directory
+  that the kernel has forgotten until nothing of the lane's is left in it. Names that Python added are remembered up to
+  a limit; then the directory is closed, and published anew when its last node is gone.
+- Nothing is published for Python while slow work is under way: a name that was retracted for it stays retracted.
+- An index is a file that may be damaged. Nothing outside of the mapping is read, and what does not make sense is not
+  answered: Python meets it then, and says what and where it is.
 
 Tried and left: remembering whole replies instead of names (they must be thrown away with the inode, and then a cold
 lookup is not faster); one table for both sides (each verb would have to keep it right).

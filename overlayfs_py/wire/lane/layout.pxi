@@ -7,13 +7,21 @@ cdef enum:
     READLINK = 5
     OPEN = 14
     READ = 15
+    STATFS = 17
     RELEASE = 18
     GETXATTR = 22
+    LISTXATTR = 23
     OPENDIR = 27
     READDIR = 28
     RELEASEDIR = 29
+    IOCTL = 39
     BATCH_FORGET = 42
     READDIRPLUS = 44
+
+cdef enum:
+    FOPEN_PASSTHROUGH = 1 << 7
+    BACKING_OPEN = 0x4010E501   # _IOW(229, 1, struct fuse_backing_map)
+    BACKING_CLOSE = 0x4004E502  # _IOW(229, 2, uint32_t)
 
 
 cdef packed struct InHeader:
@@ -98,9 +106,42 @@ cdef packed struct ReleaseIn:
     uint64_t lock_owner
 
 
+cdef packed struct IoctlIn:
+    uint64_t fh
+    uint32_t flags
+    uint32_t order
+    uint64_t argument
+    uint32_t in_size
+    uint32_t out_size
+
+
 cdef packed struct GetxattrIn:
     uint32_t size
     uint32_t padding
+
+
+cdef packed struct GetxattrOut:
+    uint32_t size
+    uint32_t padding
+
+
+cdef packed struct StatfsOut:
+    uint64_t blocks
+    uint64_t bfree
+    uint64_t bavail
+    uint64_t files
+    uint64_t ffree
+    uint32_t bsize
+    uint32_t namelen
+    uint32_t frsize
+    uint32_t padding
+    uint32_t spare[6]
+
+
+cdef packed struct BackingMap:
+    int32_t fd
+    uint32_t flags
+    uint64_t padding
 
 
 cdef packed struct ForgetOne:

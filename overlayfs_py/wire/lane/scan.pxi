@@ -1,6 +1,6 @@
 # Reading real directories and files for the lane. Part of lane.pyx.
 
-from posix.stat cimport S_ISLNK, S_ISREG, fstatat, struct_stat
+from posix.stat cimport S_ISDIR, S_ISLNK, S_ISREG, fstatat, struct_stat
 from posix.unistd cimport close as c_close
 
 cdef extern from "<fcntl.h>" nogil:
@@ -39,6 +39,16 @@ cdef extern from "<stdio.h>" nogil:
 
 cdef extern from "<unistd.h>" nogil:
     long syscall(long number, ...)
+
+cdef extern from *:
+    """
+    #define LANE_ATIME_NS(s) ((s).st_atim.tv_nsec)
+    #define LANE_MTIME_NS(s) ((s).st_mtim.tv_nsec)
+    #define LANE_CTIME_NS(s) ((s).st_ctim.tv_nsec)
+    """
+    uint32_t LANE_ATIME_NS(struct_stat status) nogil
+    uint32_t LANE_MTIME_NS(struct_stat status) nogil
+    uint32_t LANE_CTIME_NS(struct_stat status) nogil
 
 cdef enum:
     SYS_LISTXATTRAT = 465   # on every architecture
@@ -98,7 +108,11 @@ cdef int dir_scan(Dir *dir, uint32_t part_number, int root_fd, const char *path,
         if _is_meta(row.d_name) or length > 255 or dir.count >= names_max:
             result = 1
             break
-        if dir_find(dir, row.d_name, length) != NULL:
+        entry = dir_find(dir, row.d_name, length)
+        if entry != NULL:
+            if not _add_below(dir, entry, part_number, row.d_type):
+                result = 1
+                break
             continue
         entry = dir_add(dir, row.d_name, length)
         if entry == NULL:
@@ -106,25 +120,35 @@ cdef int dir_scan(Dir *dir, uint32_t part_number, int root_fd, const char *path,
             break
         entry.type = row.d_type
         if upper:
-            entry.state = UNSURE
-            dir.unsure += 1
+            _unsure(dir, entry)
             continue
         entry.part = <uint16_t>part_number
         entry.ino = row.d_ino
-        if row.d_type == DT_REG or row.d_type == DT_LNK:
+        if row.d_type == DT_REG or row.d_type == DT_LNK or row.d_type == DT_DIR:
             entry.state = LANE
         elif row.d_type == DT_UNKNOWN or row.d_type == DT_CHR:
-            entry.state = UNSURE
-            dir.unsure += 1
+            _unsure(dir, entry)
         else:
             entry.state = OTHER
         if entry.state != UNSURE:
             if not 1 < entry.ino < (<uint64_t>1 << 48):
-                entry.state = UNSURE
-                dir.unsure += 1
+                _unsure(dir, entry)
             entry.ino |= dir.parts[part_number].position << 48
     closedir(directory)
     return result
+
+
+cdef bint _add_below(Dir *dir, Entry *entry, uint32_t part_number, uint8_t type) noexcept nogil:
+    """A name that is known already is in a part below; False: no memory."""
+    if entry.state == UNSURE or entry.type != DT_DIR or entry.ended:
+        return True
+    if type == DT_DIR:
+        return dir_add_place(dir, entry, part_number)
+    if type == DT_UNKNOWN:
+        _unsure(dir, entry)
+    # A whiteout, or something that is no directory: nothing below it is merged in.
+    entry.ended = 1
+    return True
 
 
 cdef bint _listxattrat_missing = False
@@ -143,3 +167,103 @@ cdef bint marked(Part *part, const char *path) noexcept nogil:
         _listxattrat_missing = True
     snprintf(proc, sizeof(proc), "/proc/self/fd/%d/%s", part.root_fd, path)
     return llistxattr(proc, NULL, 0) != 0
+
+
+cdef bint part_path(Part *part, const char *path, size_t length, const char *name, size_t name_length) noexcept nogil:
+    """Set the part's path to `path`, with `name` below it unless that is NULL; False: no memory, or too long."""
+    cdef size_t whole = length
+    if name != NULL:
+        whole += name_length + (1 if length else 0)
+    if whole > STEP_MAX:
+        return False
+    part.path = <char *>malloc(whole + 1)
+    if part.path == NULL:
+        return False
+    memcpy(part.path, path, length)
+    if name != NULL:
+        if length:
+            part.path[length] = c"/"
+        memcpy(part.path + whole - name_length, name, name_length)
+    part.path[whole] = 0
+    part.length = whole
+    return True
+
+
+cdef bint part_below(Dir *dir, Part *above, Dir *parent, Entry *entry) noexcept nogil:
+    """Add the directory `entry`, as it is in the part `above` of its parent, to the parts of `dir`."""
+    cdef Part *part = &dir.parts[dir.part_count]
+    part.root_fd, part.open_flags, part.device = above.root_fd, above.open_flags, above.device
+    part.position, part.image = above.position, above.image
+    if above.image != NULL:
+        part.nid = entry.ino & ((<uint64_t>1 << 48) - 1)
+    elif not part_path(part, above.path, above.length, parent.names + entry.name, entry.length):
+        return False
+    dir.part_count += 1
+    return True
+
+
+cdef int dir_scan_all(Dir *dir, uint32_t names_max) noexcept nogil:
+    """Read the names of all parts. Returns 0: done; 1: not for the lane."""
+    cdef uint32_t each
+    cdef int result
+    for each in range(dir.part_count):
+        if dir.parts[each].image != NULL:
+            result = dir_scan_image(dir, each, names_max)
+        else:
+            result = dir_scan(dir, each, dir.parts[each].root_fd, dir.parts[each].path, False, names_max)
+        if result:
+            return result
+    dir_trim(dir)
+    dir.limit = dir.count * 2 + 1024
+    return 0
+
+
+cdef void _fill_attr(Attr *attr, struct_stat *status, uint64_t ino) noexcept nogil:
+    memset(attr, 0, sizeof(Attr))
+    attr.ino = ino
+    attr.size = <uint64_t>status.st_size
+    attr.blocks = <uint64_t>status.st_blocks
+    attr.atime = <int64_t>status.st_atime
+    attr.mtime = <int64_t>status.st_mtime
+    attr.ctime = <int64_t>status.st_ctime
+    attr.atime_ns = LANE_ATIME_NS(status[0])
+    attr.mtime_ns = LANE_MTIME_NS(status[0])
+    attr.ctime_ns = LANE_CTIME_NS(status[0])
+    attr.mode = status.st_mode
+    attr.nlink = <uint32_t>status.st_nlink
+    attr.uid = status.st_uid
+    attr.gid = status.st_gid
+    attr.blksize = <uint32_t>status.st_blksize
+
+
+cdef bint plain_attr(Dir *dir, Entry *entry, Attr *attr) noexcept nogil:
+    """What an entry of real directories shows: a file, a symlink or a directory without marks; False: Python should
+    look. Of a directory whose parts do not say by themselves how many directories it shows, st_nlink is 0."""
+    cdef char path[PATH_ROOM]
+    cdef struct_stat status
+    cdef struct_stat below
+    cdef Part *part = &dir.parts[entry.part]
+    cdef uint32_t place = entry.first
+    path_of(part, dir.names + entry.name, entry.length, path)
+    if fstatat(part.root_fd, path, &status, AT_SYMLINK_NOFOLLOW) != 0 or status.st_dev != part.device:
+        return False
+    if (part.position << 48 | <uint64_t>status.st_ino) != entry.ino or status.st_mode >> 12 != entry.type:
+        return False
+    _fill_attr(attr, &status, entry.ino)
+    if S_ISREG(status.st_mode):
+        return status.st_size != 0 or not marked(part, path)
+    if not S_ISDIR(status.st_mode):
+        return S_ISLNK(status.st_mode)
+    if marked(part, path):
+        return False
+    while place:
+        part = &dir.parts[dir.places[place - 1].part]
+        path_of(part, dir.names + entry.name, entry.length, path)
+        if fstatat(part.root_fd, path, &below, AT_SYMLINK_NOFOLLOW) != 0 or below.st_dev != part.device:
+            return False
+        if not S_ISDIR(below.st_mode) or marked(part, path):
+            return False
+        if below.st_nlink != 2:
+            attr.nlink = 0
+        place = dir.places[place - 1].next
+    return True

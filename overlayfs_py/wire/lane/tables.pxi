@@ -1,9 +1,9 @@
 # What the lane knows: directories with the names in them, nodes, open files. Part of lane.pyx.
 #
-# An Entry is one name of a directory. LANE: a plain file or symlink of one lower layer, answered here. OTHER: exists,
+# An Entry is one name of a directory. LANE: answered here, if what is behind it turns out to be plain. OTHER: exists,
 # and Python answers for it. UNSURE: Python answers, and what a listing shows of it is not known here.
 
-from libc.string cimport memcmp, memcpy, memset, strlen
+from libc.string cimport memchr, memcmp, memcpy, memset, strlen
 
 cdef enum:
     LANE = 0
@@ -14,6 +14,7 @@ cdef enum:
     DT_UNKNOWN = 0
     DT_CHR = 2
     DT_DIR = 4
+    DT_BLK = 6
     DT_REG = 8
     DT_LNK = 10
 
@@ -25,6 +26,8 @@ cdef struct Part:
     uint64_t position   # of the filesystem among the layers
     size_t length       # of path
     char *path          # of the directory below root_fd; "" for the root itself
+    Image *image        # instead of all but `position`; then there is no other part
+    uint64_t nid        # of the directory in it
 
 
 cdef struct Entry:
@@ -33,23 +36,34 @@ cdef struct Entry:
     uint8_t type        # DT_*
     uint8_t state
     uint32_t hash
-    uint16_t part
-    uint16_t unused
+    uint16_t part       # the topmost that has the name
+    uint16_t ended      # what is below of the name does not show
+    uint32_t first      # of a directory: where else it is, number in `places` and 1; 0: nowhere
+    uint32_t last
     uint64_t ino        # as callers see it
-    Node *node          # while the kernel knows it from here
+    Node *node          # while the kernel knows it from here, and under this name first
+
+
+cdef struct Place:
+    uint32_t next       # number in `places` and 1
+    uint16_t part
 
 
 cdef struct Dir:
     uint64_t id
     uint64_t ino
     uint64_t parent_ino
-    uint64_t epoch      # of `parent_ino`
+    uint64_t epoch      # of `parent_ino`; says nothing while there is an owner
+    Node *owner         # the directory's own node; NULL: it is Python's
     Part *parts
     uint32_t part_count
     Entry *entries
     uint32_t count
     uint32_t room
     uint32_t limit      # of names, before it is closed
+    Place *places
+    uint32_t place_count
+    uint32_t place_room
     char *names
     size_t names_used
     size_t names_room
@@ -57,6 +71,7 @@ cdef struct Dir:
     uint32_t mask
     uint32_t users      # nodes and open directories that refer to it
     bint closed         # answers no more LOOKUP; names are still found
+    bint kept           # Python waits for the last user to go
     bint listable       # a listing may be answered here
     uint32_t unsure     # entries whose state is UNSURE
 
@@ -65,14 +80,16 @@ cdef struct Node:
     uint64_t id
     uint64_t lookups
     uint64_t ino
-    Dir *dir
+    Dir *dir            # where its first name is
     uint32_t entry
+    int32_t backing     # of all its open files; 0: they are read here
     File *files
+    Dir *inside         # of a directory: the names in it, once they are known
 
 
 cdef struct File:
     uint64_t fh
-    int fd
+    int fd              # -1: backed, or its data is in an index
     uint32_t flags
     uint32_t uid
     uint32_t gid
@@ -169,6 +186,51 @@ cdef Entry *dir_add(Dir *dir, const char *name, size_t length) noexcept nogil:
     return entry
 
 
+cdef bint dir_add_place(Dir *dir, Entry *entry, uint32_t part) noexcept nogil:
+    """A directory is in this part too; False: no memory."""
+    cdef uint32_t room
+    cdef void *moved
+    if dir.place_count == dir.place_room:
+        room = dir.place_room * 2 if dir.place_room else 16
+        if room > <uint32_t>1 << 30:
+            return False
+        moved = realloc(dir.places, room * sizeof(Place))
+        if moved == NULL:
+            return False
+        dir.places = <Place *>moved
+        dir.place_room = room
+    dir.places[dir.place_count].next = 0
+    dir.places[dir.place_count].part = <uint16_t>part
+    dir.place_count += 1
+    if entry.last:
+        dir.places[entry.last - 1].next = dir.place_count
+    else:
+        entry.first = dir.place_count
+    entry.last = dir.place_count
+    return True
+
+
+cdef inline void _unsure(Dir *dir, Entry *entry) noexcept nogil:
+    if entry.state != UNSURE:
+        entry.state = UNSURE
+        dir.unsure += 1
+
+
+cdef void dir_trim(Dir *dir) noexcept nogil:
+    """All names are there: give back what was allocated for more."""
+    cdef void *moved
+    if dir.room > dir.count + 1:
+        moved = realloc(dir.entries, (dir.count + 1) * sizeof(Entry))
+        if moved != NULL:
+            dir.entries = <Entry *>moved
+            dir.room = dir.count + 1
+    if dir.names_room > dir.names_used + 64:
+        moved = realloc(dir.names, dir.names_used + 64)
+        if moved != NULL:
+            dir.names = <char *>moved
+            dir.names_room = dir.names_used + 64
+
+
 cdef void dir_free(Dir *dir) noexcept nogil:
     cdef uint32_t each
     if dir == NULL:
@@ -176,6 +238,7 @@ cdef void dir_free(Dir *dir) noexcept nogil:
     for each in range(dir.part_count):
         free(dir.parts[each].path)
     free(dir.parts)
+    free(dir.places)
     free(dir.entries)
     free(dir.names)
     free(dir.slots)

@@ -86,6 +86,8 @@ class Soak:
             "directories": len(dispatch._directories),
         }
         if laned is not None:
+            gc.collect()
+            laned.settle()
             nodes, published, files, listings, claimed, *_ = laned.lane.counts()
             left |= {"lane's nodes": nodes, "lane's files": files, "lane's listings": listings}
             # The root is never forgotten.

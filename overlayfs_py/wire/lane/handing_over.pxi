@@ -1,0 +1,167 @@
+# What goes from the lane to Python and back. Part of lane.pyx.
+
+
+cdef class HandingOver:
+    """Python's side of the nodes that are known here: names retracted, nodes taken over and let go."""
+
+    cdef State _state
+
+    def retract(self, uint64_t parent, bytes name):
+        """Python is about to change a name: it answers for it from now on.
+
+        Returns the node id that goes with the name here, 0 if none does; that node is to be handed over first.
+        """
+        cdef State *lane = &self._state
+        cdef Dir *dir
+        cdef Entry *entry
+        cdef Node *node
+        cdef uint64_t id = 0
+        cdef const char *raw = name
+        cdef size_t length = len(name)
+        _lock(lane)
+        dir = <Dir *>map_get(&lane.dirs, parent)
+        if dir != NULL and 0 < length <= 255:
+            entry = dir_find(dir, raw, length)
+            if entry != NULL:
+                node = entry.node
+                if node == NULL and entry.state == LANE:
+                    # Perhaps known under another name.
+                    node = <Node *>map_get(&lane.numbers, entry.ino)
+                if node != NULL:
+                    id = node.id
+                else:
+                    _unsure(dir, entry)
+            elif not dir.closed:
+                entry = dir_add(dir, raw, length) if dir.count < dir.limit else NULL
+                if entry == NULL:
+                    _close_dir(lane, dir)
+                else:
+                    _unsure(dir, entry)
+        _unlock(lane)
+        return id
+
+    def released(self):
+        """The directories that were kept, and that nothing here needs any more."""
+        cdef State *lane = &self._state
+        cdef size_t each
+        if not lane.released_count:
+            return ()
+        _lock(lane)
+        ids = [lane.released[each] for each in range(lane.released_count)]
+        lane.released_count = 0
+        _unlock(lane)
+        return ids
+
+    def owns(self, uint64_t id):
+        """(id of the parent, name, st_ino) of a node that Python is to take over; None if it is not one of ours."""
+        cdef State *lane = &self._state
+        cdef Node *node
+        cdef Entry *entry
+        found = None
+        _lock(lane)
+        node = <Node *>map_get(&lane.nodes, id)
+        if node != NULL:
+            entry = &node.dir.entries[node.entry]
+            found = (
+                node.dir.id,
+                PyBytes_FromStringAndSize(node.dir.names + entry.name, entry.length),
+                node.ino,
+            )
+        _unlock(lane)
+        return found
+
+    def claim(self, uint64_t ino):
+        """Python is about to tell the kernel of an inode: the node id that the kernel knows from here, 0 if none.
+
+        From then on the inode is not told of here, until Python lets go of it (`gone`, `give_back`).
+        """
+        cdef State *lane = &self._state
+        cdef Node *node
+        cdef uint64_t id = 0
+        _lock(lane)
+        node = <Node *>map_get(&lane.numbers, ino)
+        if node != NULL:
+            id = node.id
+        map_put(&lane.taken, ino, <void *>1)
+        _unlock(lane)
+        return id
+
+    def hand_over(self, uint64_t id):
+        """Python knows the node from now on: (lookups, backing id, [(fh, descriptor, flags, uid, gid, pid)]).
+
+        The descriptor is -1 of a file whose data is not read through one here.
+        """
+        cdef State *lane = &self._state
+        cdef Node *node
+        cdef File *file
+        cdef Entry *entry
+        files = []
+        lookups = backing = 0
+        _lock(lane)
+        node = <Node *>map_get(&lane.nodes, id)
+        if node != NULL:
+            lookups, backing = node.lookups, node.backing
+            while node.files != NULL:
+                file = node.files
+                files.append((file.fh, file.fd, file.flags, file.uid, file.gid, file.pid))
+                node.files = file.next
+                map_pop(&lane.files, file.fh)
+                free(file)
+            entry = &node.dir.entries[node.entry]
+            if entry.state == LANE:
+                entry.state = OTHER
+            if node.inside != NULL:
+                # What is known of the names in it stays good.
+                node.inside.owner = NULL
+                node.inside.epoch = lane.epoch
+                node.inside = NULL
+            _free_node(lane, node)
+        _unlock(lane)
+        return lookups, backing, files
+
+    def keep(self, uint64_t id):
+        """Whether a directory that the kernel has forgotten is still needed here, for what is below it; then its id will
+        be among those `released`."""
+        cdef State *lane = &self._state
+        cdef Dir *dir
+        cdef bint needed = False
+        _lock(lane)
+        dir = <Dir *>map_get(&lane.dirs, id)
+        if dir != NULL and dir.users:
+            needed = dir.kept = True
+        _unlock(lane)
+        return needed
+
+    def gone(self, uint64_t ino, uint64_t id, bint keep_number):
+        """Python forgets a node. Args: keep_number: but the inode stays Python's."""
+        cdef State *lane = &self._state
+        cdef Dir *dir
+        _lock(lane)
+        if not keep_number:
+            map_pop(&lane.taken, ino)
+        map_pop(&lane.looks, id)
+        dir = <Dir *>map_get(&lane.dirs, id)
+        if dir != NULL:
+            dir.kept = False
+            _close_dir(lane, dir)
+        _unlock(lane)
+
+    def give_back(self, uint64_t ino):
+        """Python has no node of an inode any more."""
+        cdef State *lane = &self._state
+        _lock(lane)
+        map_pop(&lane.taken, ino)
+        _unlock(lane)
+
+    def listing_of(self, uint64_t fh):
+        """Python takes over an open directory: its node id, 0 if it is not ours."""
+        cdef State *lane = &self._state
+        cdef Listing *listing
+        cdef uint64_t id = 0
+        _lock(lane)
+        listing = <Listing *>map_pop(&lane.listings, fh)
+        if listing != NULL:
+            id = listing.dir.id
+            _close_listing(lane, listing)
+        _unlock(lane)
+        return id

@@ -1,0 +1,109 @@
+# Reading requests and answering them. Part of lane.pyx.
+
+
+cdef int64_t _next_for_python(State *lane, int fd, int wake_fd, char *buffer, size_t room, int poll_us, int *number) noexcept nogil:
+    cdef int64_t window = <int64_t>poll_us * 1000
+    cdef int64_t until = 0, slept
+    cdef bint looked = False
+    cdef ssize_t count
+    cdef size_t size
+    cdef pollfd watched[2]
+    watched[0].fd = fd
+    watched[0].events = POLLIN
+    watched[1].fd = wake_fd
+    watched[1].events = POLLIN
+    if lane.trust and window:
+        until = _now_ns() + window
+    while True:
+        if not until:
+            slept = _now_ns()
+            watched[0].revents = 0
+            watched[1].revents = 0
+            if c_poll(watched, 2, -1) < 0 and errno != EINTR:
+                number[0] = errno
+                return 0
+            if watched[1].revents:
+                return 0
+            if _now_ns() - slept < window and lane.trust < TRUST_MAX:
+                lane.trust += 1
+        count = c_read(fd, buffer, room)
+        if count < 0:
+            if errno == EAGAIN:
+                if until and _now_ns() < until:
+                    looked = True
+                    continue
+                if until:
+                    lane.trust >>= 1
+                until = 0
+                looked = False
+                continue
+            if errno == EINTR or errno == ENOENT:
+                continue
+            if errno == ENODEV:
+                return -1
+            number[0] = errno
+            return 0
+        if looked and lane.trust < TRUST_MAX:
+            lane.trust += 1
+        looked = False
+        size = <size_t>count
+        if _answer(lane, fd, buffer, &size) == PYTHON:
+            return <int64_t>size
+        until = _now_ns() + window if lane.trust and window else 0
+
+
+cdef int _answer(State *lane, int fd, char *buffer, size_t *count) noexcept nogil:
+    cdef InHeader *header = <InHeader *>buffer
+    cdef int result
+    if count[0] < HEADER or header.len != count[0] or header.extlen:
+        return PYTHON
+    pthread_mutex_lock(&lane.mutex)
+    result = _dispatch(lane, fd, header, buffer + HEADER, count)
+    pthread_mutex_unlock(&lane.mutex)
+    if result == ANSWERED:
+        lane.answered += 1
+    return result
+
+
+cdef int _dispatch(State *lane, int fd, InHeader *header, char *body, size_t *count) noexcept nogil:
+    cdef size_t size = count[0] - HEADER
+    if header.opcode == LOOKUP:
+        return _lookup(lane, fd, header, body, size)
+    if header.opcode == GETATTR:
+        return _getattr(lane, fd, header)
+    if header.opcode == READ:
+        return _read(lane, fd, header, body, size)
+    if header.opcode == FORGET:
+        return _forget(lane, header, body, size)
+    if header.opcode == BATCH_FORGET:
+        return _batch_forget(lane, header, body, count)
+    if header.opcode == OPEN:
+        return _open(lane, fd, header, body, size)
+    if header.opcode == RELEASE:
+        return _release(lane, fd, header, body, size)
+    if header.opcode == READDIRPLUS or header.opcode == READDIR:
+        return _readdir(lane, fd, header, body, size, header.opcode == READDIRPLUS)
+    if header.opcode == OPENDIR:
+        return _opendir(lane, fd, header)
+    if header.opcode == RELEASEDIR:
+        return _releasedir(lane, fd, header, body, size)
+    if header.opcode == READLINK:
+        return _readlink(lane, fd, header)
+    if header.opcode == GETXATTR:
+        return _getxattr(lane, fd, header, body, size)
+    if header.opcode == LISTXATTR:
+        return _listxattr(lane, fd, header, body, size)
+    if header.opcode == IOCTL:
+        return _ioctl(lane, fd, header, body, size)
+    if header.opcode == STATFS:
+        return _statfs(lane, fd, header)
+    return PYTHON
+
+
+cdef bint _reply(State *lane, int fd, InHeader *header, size_t size, int error) noexcept nogil:
+    """Send `size` bytes of the reply; False if nobody waits for it any more."""
+    cdef OutHeader *out = <OutHeader *>lane.out
+    out.len = <uint32_t>(OUT + size)
+    out.error = -error
+    out.unique = header.unique
+    return c_write(fd, lane.out, OUT + size) >= 0

@@ -1,0 +1,138 @@
+# The state of a lane, and how long what is in it lives. Part of lane.pyx.
+
+
+cdef struct State:
+    pthread_mutex_t mutex
+    Map nodes           # id -> Node
+    Map numbers         # st_ino -> Node
+    Map taken           # st_ino of nodes that Python knows
+    Map dirs            # node id -> Dir
+    Map looks           # node id -> lookups in a directory that is not published; NEVER: it will not be
+    Map files           # fh -> File
+    Map listings        # fh -> Listing
+    Image **images
+    uint32_t image_count
+    uint64_t *released  # directories of Python's that nothing here needs any more
+    size_t released_count
+    size_t released_room
+    uint64_t next
+    uint64_t epoch
+    uint32_t file_flags
+    uint32_t directory_flags
+    uint32_t publish_after
+    bint by_number
+    bint backed
+    bint counts_links
+    bint acl
+    bint read_only
+    int statfs_fd
+    const char *metacopy
+    char *out
+    uint64_t wanted     # directory that Python should publish
+    bint wanted_listing
+    int64_t trust
+    uint64_t answered
+
+
+cdef void _lock(State *lane):
+    """For Python's threads: waits without the GIL."""
+    with nogil:
+        pthread_mutex_lock(&lane.mutex)
+
+
+cdef void _unlock(State *lane):
+    pthread_mutex_unlock(&lane.mutex)
+
+
+cdef void state_clear(State *lane) noexcept nogil:
+    """Forget everything, and close what is open."""
+    cdef size_t each
+    cdef File *file
+    for each in range(lane.files.mask + 1 if lane.files.slots != NULL else 0):
+        file = <File *>lane.files.slots[each].value
+        if file != NULL:
+            if file.fd >= 0:
+                c_close(file.fd)
+            free(file)
+    for each in range(lane.listings.mask + 1 if lane.listings.slots != NULL else 0):
+        free(lane.listings.slots[each].value)
+    for each in range(lane.nodes.mask + 1 if lane.nodes.slots != NULL else 0):
+        free(lane.nodes.slots[each].value)
+    for each in range(lane.dirs.mask + 1 if lane.dirs.slots != NULL else 0):
+        dir_free(<Dir *>lane.dirs.slots[each].value)
+    for each in range(lane.image_count):
+        image_close(lane.images[each])
+        free(lane.images[each])
+    free(lane.images)
+    lane.images = NULL
+    lane.image_count = 0
+    free(lane.released)
+    lane.released = NULL
+    lane.released_count = lane.released_room = 0
+    map_clear(&lane.files)
+    map_clear(&lane.listings)
+    map_clear(&lane.nodes)
+    map_clear(&lane.numbers)
+    map_clear(&lane.taken)
+    map_clear(&lane.dirs)
+    map_clear(&lane.looks)
+
+
+cdef void _close_dir(State *lane, Dir *dir) noexcept nogil:
+    dir.closed = True
+    _drop_unused(lane, dir)
+
+
+cdef void _drop_unused(State *lane, Dir *dir) noexcept nogil:
+    if dir.users:
+        return
+    if dir.owner != NULL:
+        _free_unknown(lane, dir.owner)
+        return
+    if dir.kept:
+        dir.kept = False
+        _release_id(lane, dir.id)
+    if dir.closed:
+        map_pop(&lane.dirs, dir.id)
+        dir_free(dir)
+
+
+cdef void _release_id(State *lane, uint64_t id) noexcept nogil:
+    cdef size_t room
+    cdef void *moved
+    if lane.released_count == lane.released_room:
+        room = lane.released_room * 2 if lane.released_room else 64
+        moved = realloc(lane.released, room * sizeof(uint64_t))
+        if moved == NULL:
+            # Then the directory stays in Python's table until the mount ends.
+            return
+        lane.released = <uint64_t *>moved
+        lane.released_room = room
+    lane.released[lane.released_count] = id
+    lane.released_count += 1
+
+
+cdef void _free_unknown(State *lane, Node *node) noexcept nogil:
+    """Free a node unless something still needs it."""
+    if not node.lookups and node.files == NULL and (node.inside == NULL or not node.inside.users):
+        _free_node(lane, node)
+
+
+cdef void _free_node(State *lane, Node *node) noexcept nogil:
+    cdef Dir *dir = node.dir
+    if node.inside != NULL:
+        map_pop(&lane.dirs, node.id)
+        dir_free(node.inside)
+    dir.entries[node.entry].node = NULL
+    map_pop(&lane.nodes, node.id)
+    map_pop(&lane.numbers, node.ino)
+    free(node)
+    dir.users -= 1
+    _drop_unused(lane, dir)
+
+
+cdef void _close_listing(State *lane, Listing *listing) noexcept nogil:
+    cdef Dir *dir = listing.dir
+    free(listing)
+    dir.users -= 1
+    _drop_unused(lane, dir)
