@@ -43,11 +43,17 @@ effect.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from overlayfs_py.wire.lane.lane import Lane
+
+log = logging.getLogger(__name__)
+
+INTERFACE = 2
+"""Counts the changes of what Python and the compiled module say to each other."""
 
 FIRST_ID = 1 << 62
 """Node ids and file handles that the lane gives out begin with this one; Python's never reach it."""
@@ -58,7 +64,10 @@ def compiled() -> type[Lane] | None:
     if os.environ.get("OVERLAYFS_PY_PURE"):
         return None
     try:
-        from overlayfs_py.wire.lane.lane import Lane
+        from overlayfs_py.wire.lane import lane
     except ImportError:
         return None
-    return Lane
+    if getattr(lane, "INTERFACE", 0) != INTERFACE:
+        log.info("the compiled lane is of another version: build it again")
+        return None
+    return lane.Lane

@@ -1,5 +1,7 @@
 from collections.abc import Sequence
 
+INTERFACE: int
+
 class Lane:
     answered: int
     def __init__(

@@ -69,6 +69,9 @@ cdef extern from "<time.h>" nogil:
     int clock_gettime(int clock, timespec *now)
     int CLOCK_MONOTONIC
 
+INTERFACE = 2
+"""As the package has it; a build that says something else is not used."""
+
 FIRST_ID = 1 << 62
 """Node ids and file handles that are given out here begin with this one; Python's never reach it."""
 
