@@ -42,7 +42,8 @@ def setattr(
     if changes == Changes():
         clear_privileges(state, node, caller)
         return
-    node.inherited_gid = None
+    if node.is_dir:
+        node.inherited_gid = None
     if changes.uid is not None or changes.gid is not None:
         _chown(state, node, changes, caller)
     if changes.mode is not None:
@@ -159,7 +160,8 @@ def setxattr(
     copy_up(state, node, data=False)
     place = state.place(node)
     if name == acl.ACCESS.encode() or name == acl.DEFAULT.encode():
-        node.default_acl = False
+        if node.is_dir:
+            node.default_acl = False
         _set_acl(state, node, name, value, flags, caller)
         return
     place.setxattr(stored, value, flags)
@@ -184,7 +186,8 @@ def _set_acl(
     if not state.ids.plain:
         value = acl.with_ids(value, state.ids.stored_uid, state.ids.stored_gid)
     place.setxattr(name, value, flags)
-    node.inherited_gid = None
+    if node.is_dir:
+        node.inherited_gid = None
     if name != acl.ACCESS.encode():
         return
     status = attributes.placed_stat(state, place)
@@ -199,6 +202,6 @@ def removexattr(state: State, node: Node, name: bytes) -> None:
     if not node.upper:
         getxattr(state, node, name)
     copy_up(state, node, data=False)
-    if name == acl.DEFAULT.encode():
+    if name == acl.DEFAULT.encode() and node.is_dir:
         node.default_acl = False
     state.place(node).removexattr(stored)

@@ -40,6 +40,9 @@ class InodeNumbers:
         if position is None:
             position = self.register(device)
         if 1 < ino < 1 << _FILESYSTEM_SHIFT and position < 1 << 14:
+            if position == 0:
+                # The very object: each node keeps both numbers.
+                return ino
             return position << _FILESYSTEM_SHIFT | ino
         return self._hashed(b"%d:%d" % (position, ino))
 

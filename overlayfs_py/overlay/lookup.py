@@ -19,7 +19,7 @@ from layerstore.marks import OCI_WHITEOUT_PREFIX, MarkInvalid, Redirect, parse_r
 from overlayfs_py.errors import OverlayError
 from overlayfs_py.layers.layer import Found, Layer
 from overlayfs_py.overlay import index, merge_dir, protection
-from overlayfs_py.overlay.node import Lower, Node
+from overlayfs_py.overlay.node import Lower, Node, make_node
 from overlayfs_py.overlay.state import State
 
 NAME_MAX = 255
@@ -50,6 +50,8 @@ def resolve(state: State, parent: Node, name: bytes) -> Resolved | None:
     Raises:
         OSError: a layer could not be read, or is marked in a way that makes no sense.
     """
+    if not parent.is_dir:
+        raise OverlayError(errno.ENOTDIR)
     check_name(name)
     if name.startswith(OCI_WHITEOUT_PREFIX):
         return None
@@ -276,7 +278,7 @@ def adopt(state: State, parent: Node, name: bytes, resolved: Resolved) -> Node:
         node = None
         ino = state.numbers.spare()
     if node is None:
-        node = Node(ino, kind, parent, name)
+        node = make_node(ino, kind, parent, name)
         _fill(state, node, resolved, upper_ino)
         state.nodes.add(node)
     else:
@@ -305,7 +307,7 @@ def new_node(state: State, parent: Node | None, name: bytes, status: os.stat_res
     ino = state.numbers.number(state.upper.device(status), status.st_ino)
     if state.nodes.get(ino) is not None:
         ino = state.numbers.spare()
-    node = Node(ino, kind, parent, name)
+    node = make_node(ino, kind, parent, name)
     node.upper = True
     node.upper_ino = status.st_ino
     if state.protected:
@@ -326,10 +328,11 @@ def _fill(state: State, node: Node, resolved: Resolved, upper_ino: int) -> None:
         return
     node.upper = True
     node.upper_ino = upper_ino
-    node.opaque = found.opaque
     node.redirect = found.redirect
     node.metacopy = found.metacopy
-    node.impure = "impure" in found.marks
+    if node.is_dir:
+        node.opaque = found.opaque
+        node.impure = "impure" in found.marks
     protattr = found.marks.get("protattr")
     if protattr or state.protected:
         protection.learn(state, node, protattr)

@@ -154,10 +154,14 @@ class Overlay:
         renaming.rename(self.state, old, new, flags, caller)
 
     def _may_make(self, parent: Node) -> None:
+        if not parent.is_dir:
+            raise OverlayError(errno.ENOTDIR)
         if self.state.protected:
             protection.check_directory(self.state, parent)
 
     def _may_remove(self, parent: Node, name: bytes, *, only_if_there: bool = False) -> None:
+        if not parent.is_dir:
+            raise OverlayError(errno.ENOTDIR)
         if not self.state.protected:
             return
         entry = self.lookup(parent, name)

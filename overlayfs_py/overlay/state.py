@@ -17,7 +17,7 @@ from overlayfs_py.layers.place import Pinned, Place
 from overlayfs_py.layers.upper import Upper
 from overlayfs_py.overlay.config import Config
 from overlayfs_py.overlay.identity import ROOT_INO, Ids, InodeNumbers
-from overlayfs_py.overlay.node import Lower, Node, NodeTable
+from overlayfs_py.overlay.node import Lower, Node, NodeTable, make_node
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class State:
         return opened
 
     def _make_root(self) -> Node:
-        root = Node(ROOT_INO, S_IFDIR, None, b"/")
+        root = make_node(ROOT_INO, S_IFDIR, None, b"/")
         root.lowers = tuple(Lower(layer, layer.root()) for layer in self.lowers)
         if self.upper is not None:
             found = self.upper.find_root()

@@ -70,18 +70,16 @@ class Counter(_Unheard):
 class Record:
     """One node that the kernel may name.
 
-    `lookups` is what FORGET has still to give back, `pins` how many requests under way need the
-    node whatever the kernel forgets, `generation` tells users of one number apart.
+    `lookups` is what FORGET has still to give back, `generation` tells users of one number apart.
     """
 
-    __slots__ = ("generation", "id", "lookups", "node", "pins")
+    __slots__ = ("generation", "id", "lookups", "node")
 
     def __init__(self, id: int, node: Node, generation: int) -> None:
         self.id = id
         self.node = node
         self.generation = generation
         self.lookups = 0
-        self.pins = 0
 
 
 class NodeTable:
@@ -99,7 +97,9 @@ class NodeTable:
         self._generations = itertools.count(1)
         self._root = Record(ROOT_ID, root, 0)
         self._by_id: dict[int, Record] = {ROOT_ID: self._root}
-        self._by_node: dict[Node, Record] = {root: self._root}
+        root.told = self._root
+        # How many requests under way need a node, whatever the kernel forgets.
+        self._pins: dict[Record, int] = {}
         # How many superseded records of a node the kernel still holds.
         self._former: dict[Node, int] = {}
 
@@ -118,7 +118,7 @@ class NodeTable:
 
     def id_of(self, node: Node) -> int | None:
         """The id of a node that is known."""
-        record = self._by_node.get(node)
+        record: Record | None = node.told
         return None if record is None else record.id
 
     def enter(self, node: Node) -> Record:
@@ -127,7 +127,7 @@ class NodeTable:
         A number whose last user is still known gets a new generation: the kernel then gives up
         the inode it has for that number (fuse_iget), and what it owes for both stays one count.
         """
-        record = self._by_node.get(node)
+        record: Record | None = node.told
         if record is None:
             record = self._add(node)
         record.lookups += 1
@@ -140,21 +140,21 @@ class NodeTable:
         record = Record(id, node, 0 if former is None else next(self._generations))
         if former is not None:
             record.lookups, former.lookups = former.lookups, 0
-            del self._by_node[former.node]
-            if not former.pins:
+            former.node.told = None
+            if former not in self._pins:
                 self._drop(former.node)
         self._by_id[id] = record
-        self._by_node[node] = record
+        node.told = record
         self.ids.entered(record)
         return record
 
     def supersede(self, record: Record) -> None:
         """Have a node told under another id from now on; the id it had stays good until it is forgotten."""
-        del self._by_node[record.node]
+        record.node.told = None
         self._former[record.node] = self._former.get(record.node, 0) + 1
 
     def is_superseded(self, record: Record) -> bool:
-        return record.node in self._former and self._by_node.get(record.node) is not record
+        return record.node in self._former and record.node.told is not record
 
     def is_told_twice(self, id: int) -> bool:
         """Whether the kernel may have the node `id` as two inodes, each of which it changes by itself."""
@@ -178,10 +178,12 @@ class NodeTable:
 
     def pin(self, record: Record) -> None:
         """Keep a node although the kernel may forget it; undone with `unpin`."""
-        record.pins += 1
+        self._pins[record] = self._pins.get(record, 0) + 1
 
     def unpin(self, record: Record) -> None:
-        record.pins -= 1
+        left = self._pins.pop(record) - 1
+        if left:
+            self._pins[record] = left
         self._release(record)
 
     def reconsider(self, id: int) -> None:
@@ -191,7 +193,7 @@ class NodeTable:
             self._release(record)
 
     def _release(self, record: Record) -> None:
-        if record.lookups or record.pins or record is self._root:
+        if record.lookups or record is self._root or record in self._pins:
             return
         if self._by_id.get(record.id) is record:
             if self.ids.kept(record):
@@ -200,11 +202,11 @@ class NodeTable:
             if self.is_superseded(record):
                 self._former_left(record.node)
                 return
-            del self._by_node[record.node]
+            record.node.told = None
             self.ids.left(record)
             if record.node in self._former:
                 return
-        elif record.node in self._by_node:
+        elif record.node.told is not None:
             # Its number was another's for a while, and is its own again.
             return
         self._drop(record.node)
@@ -213,7 +215,7 @@ class NodeTable:
         left = self._former.pop(node) - 1
         if left:
             self._former[node] = left
-        elif node not in self._by_node:
+        elif node.told is None:
             self._drop(node)
 
     def clear(self) -> None:

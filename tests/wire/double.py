@@ -37,6 +37,7 @@ class MemoryNode:
     atime_ns: int = 0
     mtime_ns: int = 0
     born_ns: int | None = None
+    told: Any = None
 
 
 @dataclass(eq=False)
