@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = chosen.command[1:] if chosen.command[:1] == ["--"] else chosen.command
     if not command:
         parser.error("say which suite, for example: prove -r /path/to/pjdfstest/tests")
-    names = list(dict.fromkeys(["kernel", *(chosen.subject or ["pyfuse3"])]))
+    names = list(dict.fromkeys(["kernel", *(chosen.subject or ["device"])]))
     logs = Path(tempfile.mkdtemp(prefix="overlayfs-py-conformance-logs-"))
     results = {name: run(name, command, logs / name) for name in names}
     for name, counts in results.items():

@@ -52,6 +52,7 @@ class Subject:
     lowers: list[Path] = field(default_factory=list)
     name: ClassVar[str]
     limits: ClassVar[frozenset[str]]
+    environment: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
         for directory in ("lower", "upper", "work", "merged"):
@@ -113,17 +114,21 @@ class Ours(Subject):
     """Served by pyfuse3 in a process of its own."""
 
     name = "pyfuse3"
+    transport = "pyfuse3"
     limits = frozenset({"fallocate", "tmpfile", "seek_data", "inode_flags", "birth", "idmap"})
     _process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        options = self.options() + (",ro" if self.read_only else "") + f",transport={self.name}"
+        options = (
+            self.options() + (",ro" if self.read_only else "") + f",transport={self.transport}"
+        )
         command = [sys.executable, "-m", "tests.mounted.serve", options, str(self.mountpoint)]
         log = (self.scratch / "log").open("ab")
         with log:
             self._process = subprocess.Popen(
                 command,
                 cwd=Path(__file__).parents[2],
+                env={**os.environ, **self.environment},
                 stdout=subprocess.PIPE,
                 stderr=log,
             )
@@ -155,7 +160,17 @@ class Device(Ours):
     """Served through /dev/fuse directly."""
 
     name = "device"
+    transport = "device"
     limits = frozenset()
 
 
-SUBJECTS: dict[str, type[Subject]] = {"kernel": Kernel, "pyfuse3": Ours, "device": Device}
+class Plain(Device):
+    """The same where nothing was compiled: Python answers everything."""
+
+    name = "plain"
+    environment: ClassVar[dict[str, str]] = {"OVERLAYFS_PY_PURE": "1"}
+
+
+SUBJECTS: dict[str, type[Subject]] = {
+    subject.name: subject for subject in (Kernel, Ours, Device, Plain)
+}

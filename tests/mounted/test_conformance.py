@@ -24,8 +24,8 @@ def test_a_failure_of_ours_alone_is_named(
     assert conformance.main(["--", "sh", str(suite)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:7] == ["kernel", "2", "ok", "0", "failed", "1", "todo,"]
-    assert lines[1].split()[:7] == ["pyfuse3", "2", "ok", "1", "failed", "1", "todo,"]
-    assert lines[2] == "pyfuse3 alone fails 1 x 4 - not the kernel"
+    assert lines[1].split()[:7] == ["device", "2", "ok", "1", "failed", "1", "todo,"]
+    assert lines[2] == "device alone fails 1 x 4 - not the kernel"
 
 
 def test_without_a_suite_there_is_nothing_to_run(capsys: pytest.CaptureFixture[str]) -> None:
