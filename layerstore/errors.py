@@ -15,6 +15,20 @@ class SourceInvalid(StoreError):
     """An image or layer that cannot be taken as it is; nothing of it was imported."""
 
 
+class NoRoom(StoreError):
+    """The disk is full.
+
+    Args:
+        root: of the store.
+        outcome: what that means for whoever asked.
+    """
+
+    def __init__(self, root: bytes, outcome: str) -> None:
+        super().__init__(
+            f"{show(root)}: no space left for the store: {outcome}; free some and try again"
+        )
+
+
 class IndexCorrupt(StoreError):
     """An index that is not what it should be.
 

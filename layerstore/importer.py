@@ -8,10 +8,8 @@ transaction. Whatever happens before that leaves nothing a reader could see.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,6 +29,7 @@ from layerstore.oci.limits import DEFAULT_LIMITS, Limits
 from layerstore.oci.sources import open_source
 from layerstore.oci.tar import TarReader
 from layerstore.refs import ImageRow, LayerRow, Refs
+from layerstore.room import no_room
 from layerstore.session import Session
 from layerstore.split import SplitWriter
 
@@ -323,28 +322,3 @@ def _valid_names(found: list[str]) -> list[str]:
 
 def _read_only(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o444)
-
-
-@contextlib.contextmanager
-def no_room(root: bytes) -> Iterator[None]:
-    """Say it in the store's words when the disk is full.
-
-    Raises:
-        StoreError: it is.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise _full(root) from None
-    except sqlite3.OperationalError as error:
-        if "full" not in str(error):
-            raise
-        raise _full(root) from None
-
-
-def _full(root: bytes) -> StoreError:
-    return StoreError(
-        f"{show(root)}: no space left for the store: nothing was imported; free some and try again"
-    )

@@ -8,6 +8,7 @@ processes.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 import urllib.parse
@@ -15,7 +16,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from layerstore import schema
-from layerstore.errors import ImageInUse, StoreError, show
+from layerstore.errors import ImageInUse, NoRoom, StoreError, show
+from layerstore.room import is_full
 
 _BUSY_SECONDS = 60
 
@@ -78,6 +80,7 @@ class Refs:
 
     def __init__(self, path: bytes, *, create: bool = False) -> None:
         self._path = path
+        self._root = os.path.dirname(path)
         mode = "rwc" if create else "rw"
         try:
             self._db = sqlite3.connect(
@@ -110,6 +113,9 @@ class Refs:
                         schema.upgrade(self._db, version)
                         version = schema.VERSION
         except sqlite3.DatabaseError as error:
+            # What SQLite says of a full disk here is "disk I/O error".
+            if is_full(self._root):
+                raise NoRoom(self._root, "its database cannot be opened") from None
             raise StoreError(f"{show(self._path)}: {error}") from None
         if version != schema.VERSION:
             raise StoreError(
@@ -127,20 +133,21 @@ class Refs:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Everything in the block happens, or nothing of it."""
+        """Everything in the block happens, or nothing of it.
+
+        Raises:
+            NoRoom: the disk is full.
+        """
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
-        except BaseException:
+            self._db.execute("COMMIT")
+        except BaseException as error:
             # A full disk has SQLite roll back by itself.
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            raise
-        try:
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.OperationalError) and is_full(self._root):
+                raise NoRoom(self._root, "nothing was changed") from None
             raise
 
     def problems(self) -> list[str]:

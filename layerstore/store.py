@@ -9,6 +9,7 @@
     ROOT/uppers/NAME/       upper and work of a named upper
     ROOT/quarantine/...     damaged objects (scrub)
     ROOT/tmp, ROOT/lock     imports under way (session)
+    ROOT/reserve            space for removals on a full disk (room)
 
 Blocking; one thread per `Store`, any number of processes per directory.
 """
@@ -25,9 +26,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from layerstore import collect, in_use, names, session
+from layerstore import collect, in_use, names, room, session
 from layerstore.collect import BLOBS, IMAGES, LAYERS, Collected, index_path
-from layerstore.errors import ImageInUse, ImageUnknown, StoreError, show
+from layerstore.errors import ImageInUse, ImageUnknown, NoRoom, StoreError, show
 from layerstore.index.reader import Index
 from layerstore.leases import Leases
 from layerstore.marks import TRUSTED
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 _DATABASE = b"refs.sqlite"
 _DIRECTORIES = (b"objects", LAYERS, IMAGES, BLOBS, b"uppers", b"tmp")
-_LATER = (QUARANTINE, _DATABASE, b"lock")
+_LATER = (QUARANTINE, room.RESERVE, _DATABASE, b"lock")
 
 
 @dataclass(slots=True, frozen=True)
@@ -83,7 +84,7 @@ class Store:
         self.objects_dir = os.path.join(root, b"objects")
         self._refs = refs
         self.leases = Leases(root, refs)
-        self.close = weakref.finalize(self, refs.close)
+        self.close = weakref.finalize(self, _close, root, refs)
 
     @classmethod
     def open(cls, root: bytes | str | None = None, create: bool = False) -> Store:
@@ -105,7 +106,9 @@ class Store:
                     f"{show(path)}: there is no layer store: layerstore import makes one,"
                     f" --root or {ROOT_VARIABLE} names another place"
                 )
-            return cls(path, Refs(os.path.join(path, _DATABASE), create=create))
+            store = cls(path, _open_refs(path, create))
+            room.restore(path)
+            return store
         except OSError as error:
             where = error.filename if error.filename is not None else path
             raise StoreError(
@@ -308,6 +311,8 @@ class Store:
             ImageUnknown: no such image.
             ImageInUse: a mount, a lease or a named upper needs it, or several tags name it.
         """
+        if room.is_full(self.root):
+            room.release(self.root)
         with self._refs.transaction():
             row, tags = self._find(name)
             its_tags = [tag for tag, image_id in tags.items() if image_id == row.id]
@@ -324,7 +329,7 @@ class Store:
             if not self._is_chain_shared(row):
                 _refuse_in_use(row, index_path(self.root, IMAGES, row.chain_id))
             self._refs.remove_image(row.id)
-        return collect.collect(self.root, self._refs)
+        return self.collect()
 
     def _tag_meant(self, name: str, its_tags: list[str]) -> str | None:
         full = _full_name(name)
@@ -346,9 +351,14 @@ class Store:
         Raises:
             IndexCorrupt: an index cannot be read; nothing was deleted.
         """
+        if room.is_full(self.root):
+            room.release(self.root)
         session.sweep(self.root)
         self.leases.settle()
-        return collect.collect(self.root, self._refs)
+        try:
+            return collect.collect(self.root, self._refs)
+        finally:
+            room.restore(self.root)
 
     def _tidy(self) -> None:
         if session.sweep(self.root):
@@ -449,6 +459,22 @@ def _full_name(name: str) -> str | None:
         return names.full_name(name)
     except StoreError:
         return None
+
+
+def _close(root: bytes, refs: Refs) -> None:
+    refs.close()
+    # On a full disk the database has had its space.
+    room.restore(root)
+
+
+def _open_refs(path: bytes, create: bool) -> Refs:
+    database = os.path.join(path, _DATABASE)
+    try:
+        return Refs(database, create=create)
+    except NoRoom:
+        if not room.release(path):
+            raise
+        return Refs(database, create=create)
 
 
 def _make(path: bytes) -> None:

@@ -29,10 +29,13 @@ from layerstore.collect import (
     split_path,
 )
 from layerstore.objects import QUARANTINE, relative_path
+from layerstore.room import RESERVE
 from layerstore.store import Image, Store
 
-PARTS = ("objects", "indexes", "splits", "blobs", "database", "uppers", "quarantine", "unfinished")
-"""Of a store; "directories" and "other" come to them."""
+PARTS = (
+    *("objects", "indexes", "splits", "blobs", "database", "uppers", "quarantine", "unfinished"),
+    *("reserve", "directories", "other"),
+)
 
 
 class Size(NamedTuple):
@@ -108,7 +111,7 @@ def usage(store: Store) -> Usage:
     Raises:
         StoreError: an index or a split cannot be read.
     """
-    found = Usage({name: Size() for name in (*PARTS, "directories", "other")})
+    found = Usage(dict.fromkeys(PARTS, _NOTHING))
     files: dict[bytes, Size] = {}
     seen: set[tuple[int, int]] = set()
     for path, status in _walk(store.root):
@@ -150,7 +153,7 @@ def _part(path: bytes, status: os.stat_result) -> str:
         return "splits" if path.endswith(SPLIT_SUFFIX) else "indexes"
     if top.startswith(b"refs.sqlite"):
         return "database"
-    return {b"objects": "objects", BLOBS: "blobs"}.get(top, "other")
+    return {b"objects": "objects", BLOBS: "blobs", RESERVE: "reserve"}.get(top, "other")
 
 
 def _add_images(store: Store, found: Usage, files: dict[bytes, Size]) -> None:

@@ -20,12 +20,13 @@ from layerstore.commit.changes import UpperTar
 from layerstore.commit.config import Description
 from layerstore.commit.upper import Upper, family_of
 from layerstore.errors import StoreError, show
-from layerstore.importer import Importer, no_room
+from layerstore.importer import Importer
 from layerstore.index.reader import Index
 from layerstore.marks import TRUSTED, USER, Marks
 from layerstore.oci.image import ImageSource, LayerSource
 from layerstore.place import in_initial_user_namespace
 from layerstore.refs import LayerRow
+from layerstore.room import no_room
 from layerstore.store import Image, Store
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from layerstore import digests, names
-from layerstore.importer import Importer, Progress, no_room
+from layerstore.importer import Importer, Progress
 from layerstore.oci.limits import DEFAULT_LIMITS, Limits
 from layerstore.registry.access import Access
 from layerstore.registry.background import Background
@@ -11,6 +11,7 @@ from layerstore.registry.platforms import parse_platform
 from layerstore.registry.pull import open_image
 from layerstore.registry.push import ImageContent, Push, Pushed
 from layerstore.registry.references import SCHEME, Reference, parse_reference
+from layerstore.room import no_room
 from layerstore.store import Image, Store
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import traceback
@@ -115,6 +116,41 @@ def test_killed_at_every_step(tmp_path: Path, source: str) -> None:
         assert len(image_ids(root)) == 1
     assert number > 40
     assert outcomes == 0b11  # some crashed before it was visible, some after
+
+
+def test_a_removal_killed_at_every_step(tmp_path: Path, source: str) -> None:
+    first = tmp_path / "store"
+    import_both(first, source)
+    with Store.open(str(first)) as store:
+        store.import_image(layout_of([BASE]).archive(tmp_path / "base.tar"), "base")
+        lease = store.leases.add(store.resolve("name").id)
+        store.leases.remove(lease.name)
+    number = 0
+    outcomes: set[int] = set()
+    while True:
+        number += 1
+        root = tmp_path / f"store-{number}"
+        shutil.copytree(first, root)
+
+        def work(root: Path = root, number: int = number) -> None:
+            at_step(number, root, lambda: os._exit(DIED))
+            with Store.open(str(root)) as store:
+                store.remove("name")
+
+        status = in_child(work)
+        assert status in (0, DIED)
+        assert problems(root) == []
+        outcomes.add(len(image_ids(root)))
+        if status == 0:
+            assert litter(root) == []
+            break
+        with Store.open(str(root)) as store:
+            store.collect()
+        assert problems(root) == []
+        assert litter(root) == []
+        shutil.rmtree(root)
+    assert number > 10
+    assert outcomes == {1, 2}
 
 
 def test_failing_at_every_step(tmp_path: Path, source: str) -> None:
