@@ -20,7 +20,6 @@ import contextlib
 import errno
 import json
 import os
-import stat
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,12 +28,11 @@ from typing import TYPE_CHECKING, Any
 from layerstore import collect, in_use, names, room, session
 from layerstore.collect import BLOBS, IMAGES, LAYERS, Collected, index_path
 from layerstore.errors import ImageInUse, ImageUnknown, NoRoom, StoreError, show
-from layerstore.index.reader import Index
 from layerstore.leases import Leases
-from layerstore.marks import TRUSTED
 from layerstore.objects import QUARANTINE, Objects
 from layerstore.place import ROOT_VARIABLE, default_root
 from layerstore.refs import ImageRow, LayerRow, Refs, short_id
+from layerstore.uppers import Ground, Uppers
 
 if TYPE_CHECKING:
     from layerstore.export.exporter import Exported
@@ -84,6 +82,7 @@ class Store:
         self.objects_dir = os.path.join(root, b"objects")
         self._refs = refs
         self.leases = Leases(root, refs)
+        self._uppers = Uppers(root, refs, self.leases)
         self.close = weakref.finalize(self, _close, root, refs)
 
     @classmethod
@@ -384,42 +383,16 @@ class Store:
         Raises:
             StoreError: the name cannot be one, or belongs to another image.
         """
-        directory = self._upper_directory(name)
-        with self._refs.transaction():
-            known = self._refs.uppers().get(name)
-            if known is not None and known != image.id:
-                raise StoreError(
-                    f"the named upper {name} is on image {short_id(known)}, not {image.name}"
-                    f" ({short_id(image.id)}): choose another name, or remove it"
-                    f" (layerstore rm --upper {name})"
-                )
-            if not os.path.exists(directory):
-                self._make_upper(directory, image)
-            if known is None:
-                self._refs.add_upper(name, image.id)
-        return os.path.join(directory, b"upper"), os.path.join(directory, b"work")
-
-    def _make_upper(self, directory: bytes, image: Image) -> None:
-        with session.Session(self.root) as making:
-            made = os.path.join(making.directory, b"upper")
-            os.mkdir(made, 0o700)
-            os.mkdir(os.path.join(made, b"upper"), 0o755)
-            os.mkdir(os.path.join(made, b"work"), 0o700)
-            with Index(image.image_index) as index:
-                _copy_attributes(index, os.path.join(made, b"upper"))
-            os.rename(made, directory)
+        ground = Ground(image.id, image.name, image.image_index)
+        return self._uppers.get(name, ground)
 
     def mark_metacopies(self, name: str) -> None:
         """Note that a named upper may get files that only have attributes (metacopies)."""
-        path = os.path.join(self._upper_directory(name), b"metacopy")
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        self._uppers.mark_metacopies(name)
 
     def has_metacopies(self, name: str) -> bool:
         """Whether a named upper may have files that only have attributes (metacopies)."""
-        return os.path.exists(os.path.join(self._upper_directory(name), b"metacopy"))
-
-    def _upper_directory(self, name: str) -> bytes:
-        return os.path.join(self.root, b"uppers", names.check_upper_name(name).encode())
+        return self._uppers.has_metacopies(name)
 
     def uppers(self) -> dict[str, str]:
         """All named uppers, and the id of the image each is on."""
@@ -431,26 +404,7 @@ class Store:
         Raises:
             StoreError: there is none of this name, or a mount uses it.
         """
-        directory = self._upper_directory(name)
-        with contextlib.ExitStack() as stack, self._refs.transaction():
-            if name not in self._refs.uppers():
-                raise StoreError(f"there is no named upper {name} in {show(self.root)}")
-            mountpoint = self.leases.mount_of_upper(name)
-            if mountpoint is not None:
-                raise StoreError(
-                    f"the named upper {name} is mounted by the kernel on {show(mountpoint)}:"
-                    " unmount it first"
-                )
-            if os.path.exists(directory):
-                # A mount holds a lock on both for as long as it lives.
-                for part in (b"upper", b"work"):
-                    held = session.try_lock(os.path.join(directory, part))
-                    if held is None:
-                        raise StoreError(f"the named upper {name} is mounted: unmount it first")
-                    stack.callback(os.close, held)
-                trash = stack.enter_context(session.Session(self.root)).directory
-                os.rename(directory, os.path.join(trash, b"upper"))
-            self._refs.remove_upper(name)
+        self._uppers.remove(name)
 
 
 def _full_name(name: str) -> str | None:
@@ -502,18 +456,3 @@ def _refuse_in_use(row: ImageRow, path: bytes) -> None:
         raise ImageInUse(f"image {short_id(row.id)} is mounted or being read: unmount it first")
     if held >= 0:
         os.close(held)
-
-
-def _copy_attributes(index: Index, path: bytes) -> None:
-    """Give a directory the attributes of an image's root, as far as this process may."""
-    status = index.stat(index.root_nid)
-    with contextlib.suppress(OSError):
-        os.chown(path, status.uid, status.gid)
-    os.chmod(path, stat.S_IMODE(status.mode))
-    for name, value in index.xattrs(index.root_nid).items():
-        if TRUSTED.is_private(name):
-            continue
-        with contextlib.suppress(OSError):
-            os.setxattr(path, TRUSTED.unescape(name), value)
-    with contextlib.suppress(OSError, OverflowError):
-        os.utime(path, ns=(status.mtime_ns, status.mtime_ns))
