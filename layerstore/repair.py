@@ -66,14 +66,16 @@ def repair(store: Store, source: str | None = None, progress: Progress | None = 
         work.from_the_store()
         work.from_layers(work.kept_blobs())
         if source is not None:
-            with _opened(source, working.scratch) as opened:
+            with _opened(store.root, source, working.scratch) as opened:
                 work.from_layers(opened.layers)
                 work.blobs_from(opened.layers)
         work.from_the_store()
         return work.done
 
 
-def _opened(source: str, scratch: bytes) -> contextlib.AbstractContextManager[ImageSource]:
+def _opened(
+    root: bytes, source: str, scratch: bytes
+) -> contextlib.AbstractContextManager[ImageSource]:
     if not source.startswith("docker://"):
         return open_source(source, scratch)
     from layerstore.registry.access import Access
@@ -81,7 +83,8 @@ def _opened(source: str, scratch: bytes) -> contextlib.AbstractContextManager[Im
     from layerstore.registry.references import parse_reference
 
     # What is not known to be needed is downloaded when it is read.
-    return open_image(parse_reference(source), scratch, lambda _: True, Access())
+    partials = os.path.join(root, b"tmp", session.DOWNLOADS)
+    return open_image(parse_reference(source), scratch, partials, lambda _: True, Access())
 
 
 class _Harvest(Staging):

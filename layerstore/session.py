@@ -2,6 +2,8 @@
 
     ROOT/lock       flock(2): shared by every import, exclusive by collection
     ROOT/tmp/NAME/  an import's scratch; the import holds an exclusive flock on the directory
+    ROOT/tmp/downloads/  blobs of which a pull has a part, by digest, for the next pull; a pull holds
+                    an exclusive flock on each that it uses
 
 An import that dies leaves its directory without a lock. The next one removes it. If it died while
 giving objects their names (`placing` is there), a collection removes the objects that nothing
@@ -15,11 +17,15 @@ import fcntl
 import os
 import shutil
 import struct
+import time
 import uuid
 from collections.abc import Iterator
 
 _PLACING = b"placing"
 _COLLECT = b"collect"
+DOWNLOADS = b"downloads"
+_DOWNLOADS_SECONDS_MAX = 24 * 3600
+"""How long what a pull left is kept for the next one."""
 
 _FLAGS = struct.Struct("l")  # the ioctl's argument is an int, its number says long (linux/fs.h)
 _GET_FLAGS = 0x80000000 | _FLAGS.size << 16 | ord("f") << 8 | 1
@@ -119,14 +125,22 @@ def try_lock(path: bytes) -> int | None:
         return None
 
 
-def sweep(root: bytes) -> bool:
-    """Remove what dead imports left in tmp/; returns whether a collection is due."""
+def sweep(root: bytes, *, downloads: bool = False) -> bool:
+    """Remove what dead imports left in tmp/; returns whether a collection is due.
+
+    Args:
+        root: of the store.
+        downloads: also what a pull could go on with, however new it is.
+    """
     tmp = os.path.join(root, b"tmp")
     guard = lock(tmp, fcntl.LOCK_EX)
     try:
         for name in os.listdir(tmp):
             path = os.path.join(tmp, name)
             if name == _COLLECT:
+                continue
+            if name == DOWNLOADS:
+                _sweep_downloads(path, 0 if downloads else _DOWNLOADS_SECONDS_MAX)
                 continue
             held = try_lock(path)
             if held is None:
@@ -140,6 +154,21 @@ def sweep(root: bytes) -> bool:
         return os.path.exists(os.path.join(tmp, _COLLECT))
     finally:
         os.close(guard)
+
+
+def _sweep_downloads(directory: bytes, seconds_max: float) -> None:
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - os.stat(path).st_mtime < seconds_max:
+                continue
+            held = try_lock(path)
+            if held is not None:
+                os.unlink(path)
+                os.close(held)
+    # A pull makes it anew if it goes meanwhile.
+    with contextlib.suppress(OSError):
+        os.rmdir(directory)
 
 
 def want_collection(root: bytes) -> None:

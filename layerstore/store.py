@@ -352,7 +352,7 @@ class Store:
         """
         if room.is_full(self.root):
             room.release(self.root)
-        session.sweep(self.root)
+        session.sweep(self.root, downloads=True)
         self.leases.settle()
         try:
             return collect.collect(self.root, self._refs)

@@ -7,11 +7,16 @@
     trust            whom TLS trusts, and where plain http is allowed
     challenges       what WWW-Authenticate asks for
     authentication   the answer to that: basic, or a token
+    transport        HTTP without policy
+    patience         time limits and retries
     client           one registry: requests with authentication, redirects, retries
-    blobs, manifests content by digest, verified; manifests by tag
+    manifests        by tag or digest, through indexes
+    blobs, partials  downloads, and what is left of them for the next pull
+    uploads          the other direction
     background       trio in a thread beside the importer
-    pull, push       whole images
+    pull, push       one image
+    images           `pull` and `push` for a store: what commands and other programs call
 
 Names and credentials are plain functions; everything that speaks to a registry is async, but for
-`pull` and `push`, which block. Source: https://github.com/opencontainers/distribution-spec.
+`images`, which blocks. Source: https://github.com/opencontainers/distribution-spec.
 """

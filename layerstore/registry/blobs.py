@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import httpx
 import trio
 
+from layerstore import digests
 from layerstore.registry.access import Repository
 from layerstore.registry.errors import Interruption, NotThere, RegistryError
 from layerstore.registry.transport import receive
@@ -31,20 +32,40 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+|\*)")
 class Blob:
     """A blob that is being downloaded: one task writes, any thread reads.
 
+    What an earlier pull left of it is not trusted: it is shown to readers when all is there and has
+    the right digest.
+
     Args:
         digest, size: as the manifest says.
         path: the file it goes to.
+        fd: of the file, which may have the start of it; None: it is made.
     """
 
-    def __init__(self, digest: str, size: int, path: bytes) -> None:
+    def __init__(self, digest: str, size: int, path: bytes, fd: int | None = None) -> None:
         self.digest = digest
         self.size = size
         self.path = path
-        self.received = 0
         self._is_complete = False
         self._error: BaseException | None = None
         self._changed = threading.Condition()
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if fd is None:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._fd = fd
+        self.received = os.fstat(fd).st_size
+        self.is_resumed = self.received > 0
+        if self.received > size:
+            self.restart()
+
+    def restart(self) -> None:
+        """Forget what is there."""
+        os.ftruncate(self._fd, 0)
+        self.received = 0
+        self.is_resumed = False
+
+    def is_sound(self) -> bool:
+        """Whether what is there has the right digest."""
+        with open(self.path, "rb", buffering=0) as file:
+            return digests.of_stream(file)[0] == self.digest
 
     def close(self) -> None:
         """Close the file; it stays."""
@@ -83,12 +104,17 @@ class Blob:
             StoreError, OSError: the download failed.
         """
         with self._changed:
-            while not (self._is_complete or self.received >= length < self.size):
+            while not self._may_be_read(length):
                 if is_abandoned():
                     return
                 if self._error is not None:
                     raise self._error
                 self._changed.wait()
+
+    def _may_be_read(self, length: int) -> bool:
+        if self._is_complete:
+            return True
+        return not self.is_resumed and self.received >= length and length < self.size
 
     def wake(self) -> None:
         """Have every waiting reader look again whether it is abandoned."""
@@ -144,10 +170,19 @@ async def download(
         RegistryError: none of them can; what came stays in the file.
         OSError: it cannot be written.
     """
+    await _download_from_any(blob, sources, on_progress)
+    if blob.is_resumed and not await trio.to_thread.run_sync(blob.is_sound):
+        blob.restart()
+        await _download_from_any(blob, sources, on_progress)
+    blob.complete()
+
+
+async def _download_from_any(
+    blob: Blob, sources: Sequence[Repository], on_progress: Callable[[int], None] | None
+) -> None:
     for number, source in enumerate(sources, 1):
         try:
             await _download_from(blob, source, on_progress)
-            blob.complete()
             return
         except RegistryError:
             if number == len(sources):

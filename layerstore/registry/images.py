@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from layerstore import digests, names
 from layerstore.importer import Importer, Progress
 from layerstore.oci.limits import DEFAULT_LIMITS, Limits
@@ -12,6 +14,7 @@ from layerstore.registry.pull import open_image
 from layerstore.registry.push import ImageContent, Push, Pushed
 from layerstore.registry.references import SCHEME, Reference, parse_reference
 from layerstore.room import no_room
+from layerstore.session import DOWNLOADS
 from layerstore.store import Image, Store
 
 
@@ -58,6 +61,7 @@ def pull(
         with open_image(
             parsed,
             importing.scratch,
+            os.path.join(store.root, b"tmp", DOWNLOADS),
             lambda diff_id: not keep_blobs and refs.layer(diff_id) is not None,
             access or Access(),
             wanted,

@@ -19,6 +19,7 @@ from layerstore.registry.background import Background
 from layerstore.registry.blobs import Blob, download
 from layerstore.registry.errors import RegistryError
 from layerstore.registry.manifests import fetch_config, fetch_manifest
+from layerstore.registry.partials import open_partial, tidy
 from layerstore.registry.platforms import Platform, fitness, host_platform
 from layerstore.registry.references import Reference
 
@@ -27,6 +28,7 @@ from layerstore.registry.references import Reference
 def open_image(
     reference: Reference,
     scratch: bytes,
+    partials: bytes,
     is_known: Callable[[str], bool],
     access: Access,
     platform: Platform | None = None,
@@ -36,7 +38,9 @@ def open_image(
 
     Args:
         reference: the image.
-        scratch: a directory for its blobs.
+        scratch: a directory for blobs that somebody else is downloading as well.
+        partials: a directory for those that are not; a pull that ends before its time leaves them
+            there for the next one.
         is_known: whether a layer, by its diff id, is not needed.
         access: how registries are reached.
         platform: which image of an index; None: this machine's.
@@ -50,7 +54,7 @@ def open_image(
         sources, manifest, config = background.run(
             _fetch_head, background, reference, access, platform or host_platform()
         )
-        downloads = Downloads(background, sources, scratch, access.jobs, progress)
+        downloads = Downloads(background, sources, scratch, partials, access.jobs, progress)
         stack.callback(downloads.close)
         files = _Files(str(reference), manifest, config, downloads)
         image = Layout(files, blobs="").bare_image()
@@ -62,7 +66,12 @@ def open_image(
             if layer.diff_id is None or not is_known(layer.diff_id):
                 downloads.start(digests.hex_of(layer.digest))
         image.names = [reference.tagged] if reference.tagged is not None else []
-        yield image
+        try:
+            yield image
+        except (RegistryError, KeyboardInterrupt, SystemExit):
+            # The next pull has less to do then; anything else would fail again.
+            downloads.are_kept = True
+            raise
 
 
 async def _fetch_head(
@@ -106,7 +115,7 @@ class Downloads:
     Args:
         background: where they are downloaded.
         sources: where they may be.
-        scratch: a directory for them.
+        scratch, partials: see `open_image`.
         jobs: how many at a time.
         progress: told how far they are.
     """
@@ -116,14 +125,18 @@ class Downloads:
         background: Background,
         sources: list[Repository],
         scratch: bytes,
+        partials: bytes,
         jobs: int,
         progress: Progress | None,
     ) -> None:
         self.sizes: dict[str, int] = {}
         """Of all that may be asked for, by the digits of their digests."""
+        self.are_kept = False
+        """Whether what came is left for the next pull."""
         self._background = background
         self._sources = sources
         self._scratch = scratch
+        self._partials = partials
         self._limit = trio.CapacityLimiter(jobs)
         self._progress = progress
         self._blobs: dict[str, Blob] = {}
@@ -131,16 +144,22 @@ class Downloads:
     def start(self, digits: str) -> Blob:
         """Have a blob downloaded, after those that were started before."""
         if digits not in self._blobs:
-            path = os.path.join(self._scratch, digits.encode())
-            blob = Blob(f"sha256:{digits}", self.sizes[digits], path)
+            fd = open_partial(self._partials, digits.encode())
+            directory = self._scratch if fd is None else self._partials
+            path = os.path.join(directory, digits.encode())
+            blob = Blob(f"sha256:{digits}", self.sizes[digits], path, fd)
             self._blobs[digits] = blob
             self._background.start(self._download, blob)
         return self._blobs[digits]
 
     def close(self) -> None:
-        """Close their files. Nobody downloads any more."""
+        """Close their files, and remove what is not left for the next pull. Nobody downloads any
+        more."""
         for blob in self._blobs.values():
+            if not self.are_kept or not blob.received:
+                os.unlink(blob.path)
             blob.close()
+        tidy(self._partials)
 
     async def _download(self, blob: Blob) -> None:
         async with self._limit:

@@ -124,7 +124,7 @@ def test_interrupted_while_a_registry_stalls(served: Served, root: Path) -> None
         assert time.monotonic() - start < 10
         assert running.stderr is not None
         assert running.stderr.read() == b"layerstore: interrupted\n"
-    assert litter(root) == []
+    assert set(litter(root)) <= {"tmp/downloads"}
 
 
 # --- lengths and content
