@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from typing import NamedTuple
@@ -68,6 +69,17 @@ def top(mountpoint: bytes, pid: int | None = None) -> MountEntry | None:
         if entry.mountpoint == mountpoint:
             found = entry
     return found
+
+
+def is_anywhere(device: bytes) -> bool:
+    """Whether a filesystem (major:minor) is in the mount namespace of any process that can be looked
+    at.
+    """
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if any(entry.device == device for entry in entries(int(pid))):
+                return True
+    return False
 
 
 def real_path(path: bytes) -> bytes:

@@ -36,7 +36,7 @@ class Record:
     `device` is st_dev as major:minor, empty until the mount is live. `upper_id` and `work_id` are
     st_dev:st_ino of the held directories. `started` is seconds since the epoch. `namespace` names
     the daemon's mount namespace. `engine` is fuse or kernel; a mount of the kernel's has `pid` 0,
-    and `boot` names the run of the kernel that has it.
+    `boot` names the run of the kernel that has it, `lease` what keeps its image in the store.
     """
 
     mountpoint: bytes
@@ -63,6 +63,7 @@ class Record:
     transport: str = ""
     engine: str = "fuse"
     boot: str = ""
+    lease: str = ""
 
     @property
     def holder(self) -> str:

@@ -53,17 +53,20 @@ def unmount(path: bytes, *, lazy: bool = False) -> None:
         if process >= 0:
             os.close(process)
     if record is not None and record.engine == "kernel":
-        _release(record)
+        _release(record, lazy=lazy)
 
 
-def _release(record: Record) -> None:
-    """Let the store know that the kernel may have unmounted an image: its lease goes if so, else
-    with the next command that wants to know.
+def _release(record: Record, *, lazy: bool) -> None:
+    """Give up the lease of a mount of the kernel's. Where the mount may live on, detached or in
+    another namespace, the lease ends with it by itself.
     """
+    gone = not lazy and not mountinfo.is_anywhere(record.device.encode())
     from layerstore.errors import StoreError
     from layerstore.store import Store
 
     with contextlib.suppress(StoreError), Store.open(record.store_root, create=False) as store:
+        if gone and any(lease.name == record.lease for lease in store.leases.all()):
+            store.leases.remove(record.lease, force=True)
         store.leases.settle()
 
 

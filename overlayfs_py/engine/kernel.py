@@ -91,7 +91,7 @@ def _mount(store: Store, options: MountOptions, mountpoint: bytes) -> None:
                 raise
         finally:
             hold.close()
-    _record(options, mountpoint)
+    _record(options, mountpoint, lease.name)
 
 
 def _recipe(options: MountOptions, index: bytes, objects: bytes) -> stacking.Recipe:
@@ -145,7 +145,7 @@ def _reason(error: OSError) -> str:
     return f"the kernel refuses the {what} mount: {error.strerror}"
 
 
-def _record(options: MountOptions, mountpoint: bytes) -> None:
+def _record(options: MountOptions, mountpoint: bytes, lease: str) -> None:
     """Apply what comes after the mount, and let the other commands know of it."""
     for word in options.propagation:
         try:
@@ -159,6 +159,7 @@ def _record(options: MountOptions, mountpoint: bytes) -> None:
     record = registry.record_of(options, mountpoint)
     record.pid = 0
     record.engine = "kernel"
+    record.lease = lease
     record.metacopy = True
     record.transport = ""
     record.fstype = "overlay"

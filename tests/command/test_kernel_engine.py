@@ -111,6 +111,22 @@ def test_what_it_keeps_from_being_removed(base: Path) -> None:
         store.remove("app")
 
 
+def test_of_two_mounts_of_an_image_each_keeps_its_own_upper(base: Path) -> None:
+    mount(base, "--name", "mine")
+    (base / "n").mkdir()
+    done = run("mount", "--engine=kernel", "--name", "other", "app", "n", cwd=base)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert run("umount", "m", cwd=base).returncode == 0
+    with Store.open() as store:
+        assert [lease.upper for lease in store.leases.all()] == ["other"]
+        store.remove_upper("mine")
+        with pytest.raises(StoreError, match=f"mounted by the kernel on {base}/n"):
+            store.remove_upper("other")
+        with pytest.raises(ImageInUse):
+            store.remove("app")
+    assert run("umount", "n", cwd=base).returncode == 0
+
+
 def test_one_upper_has_one_mount(base: Path) -> None:
     mount(base, "--name", "mine")
     (base / "n").mkdir()
