@@ -182,16 +182,18 @@ class Mount:
         """
         from overlayfs_py.wire.device import transport
         from overlayfs_py.wire.device.verbs import DeviceDispatch
+        from overlayfs_py.wire.nodes import Counter
 
         with self._attached() as (overlay, attached):
             transport.serve(
-                DeviceDispatch(overlay, self.options.timeout),
+                DeviceDispatch(overlay, self.options.timeout, Counter.of_this_mount()),
                 attached.fd,
                 acl=not self.options.noacl,
                 idmap=self.options.default_permissions,
                 read_only=self.options.upperdir is None,
                 passthrough=self.options.passthrough != "off" and _is_admin(),
                 lowers=self.options.passthrough == "lower",
+                handles=self.options.file_handles,
                 device=attached.device,
                 poll_us=self.options.poll_us,
                 on_live=on_live,

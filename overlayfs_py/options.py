@@ -69,6 +69,7 @@ class MountOptions:
     selinux: dict[str, str] = field(default_factory=dict)
     transport: str = TRANSPORT_DEFAULT
     passthrough: str = "upper"
+    file_handles: bool = False
     poll_us: int | None = None
     auto_unmount: bool = False
     remount: bool = False
@@ -459,7 +460,7 @@ _HANDLERS: dict[str, _Handler] = {
     "userxattr": _flag,
     "volatile": _flag,
     "fsync": _fsync,
-    "nfs_export": _off_only("a mount's file handles do not outlive its daemon", ("off",)),
+    "nfs_export": _off_only("no file handle outlives its mount; say file_handles=on", ("off",)),
     "uuid": _off_only("FUSE has no way to say a filesystem id", ("off", "null", "auto")),
     "verity": _off_only("fs-verity digests are not checked yet", ("off",)),
     "uidmapping": _mapping,
@@ -484,6 +485,7 @@ _HANDLERS: dict[str, _Handler] = {
     "subtype": _name,
     "transport": _transport,
     "passthrough": _passthrough,
+    "file_handles": _on_off,
     "poll_us": _poll_us,
     "auto_unmount": _flag,
     "remount": _flag,

@@ -8,6 +8,7 @@ caller holds the lock of the mount.
 from __future__ import annotations
 
 import itertools
+import secrets
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
@@ -57,11 +58,24 @@ class InodeNumbers(_Unheard):
         return node.ino if node.ino > ROOT_ID else _INSTEAD_OF_ROOT_ID
 
 
-class Counter(_Unheard):
-    """Node ids that are never used again."""
+_FIRST_BITS = 60
 
-    def __init__(self) -> None:
-        self._next = itertools.count(ROOT_ID + 1)
+
+class Counter(_Unheard):
+    """Node ids that are never used again.
+
+    Args:
+        first: the first of them.
+    """
+
+    def __init__(self, first: int = ROOT_ID + 1) -> None:
+        self._next = itertools.count(first)
+
+    @classmethod
+    def of_this_mount(cls) -> int:
+        """A first id that makes those of one mount others than those of any other, so that a file handle from
+        before a remount, which has a node id in it, leads nowhere."""
+        return ROOT_ID + 1 + secrets.randbits(_FIRST_BITS)
 
     def id_of(self, node: Node) -> int:
         return next(self._next)
@@ -89,10 +103,13 @@ class NodeTable:
         root: has id 1 and stays.
         ids: names nodes that come in.
         drop: called with each node that left the table.
+
+    `keeps`: a node that the kernel forgets stays for as long as it has a name, so that its id finds it again.
     """
 
     def __init__(self, root: Node, ids: NodeIds, drop: Callable[[Node], None]) -> None:
         self.ids = ids
+        self.keeps = False
         self._drop = drop
         self._generations = itertools.count(1)
         self._root = Record(ROOT_ID, root, 0)
@@ -195,6 +212,8 @@ class NodeTable:
     def _release(self, record: Record) -> None:
         if record.lookups or record is self._root or record in self._pins:
             return
+        if self.keeps and record.node.linked and record.node.told is record:
+            return
         if self._by_id.get(record.id) is record:
             if self.ids.kept(record):
                 return
@@ -220,6 +239,7 @@ class NodeTable:
 
     def clear(self) -> None:
         """Forget all but the root, as at the end of a mount, when the kernel sends no FORGET."""
+        self.keeps = False
         for record in list(self._by_id.values()):
             if record is not self._root:
                 record.lookups = 0

@@ -56,7 +56,7 @@ class Laned(Counter):
     """
 
     def __init__(self, lane: Lane, dispatch: DeviceDispatch) -> None:
-        super().__init__()
+        super().__init__(dispatch.first_id)
         self.lane = lane
         self._dispatch = dispatch
         self._overlay: Overlay = dispatch.overlay

@@ -41,7 +41,7 @@ _ALWAYS = (
     | Init.HAS_RESEND
 )
 # ABORT_ERROR is left out: ENODEV at the end, aborted or not. So are the locks: flock(2) and fcntl(2)
-# locks stay in the kernel. EXPORT_SUPPORT: a forgotten node cannot be found again by its number.
+# locks stay in the kernel.
 # WRITEBACK_CACHE: its sizes and times would be the kernel's, and it excludes passthrough.
 # NO_OPEN_SUPPORT: OPEN is when a file is copied up, and when it is handed to the kernel. NO_OPENDIR_SUPPORT: an open
 # directory has the names of its opening, so that an offset stays good. FLUSH is turned off by its answer instead.
@@ -53,12 +53,13 @@ _ALWAYS = (
 class Wanted:
     """`caching`: only the daemon changes the tree; `acl`: the kernel checks POSIX ACLs;
     `passthrough`: this process may register backing files; `idmap`: the kernel checks permissions, without which
-    it allows no idmapped mounts of this one."""
+    it allows no idmapped mounts of this one; `handles`: a node can be found by its id after the kernel forgot it."""
 
     acl: bool = True
     caching: bool = True
     passthrough: bool = False
     idmap: bool = False
+    handles: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ def negotiate(body: bytes | memoryview, wanted: Wanted) -> Terms | None:
         taken |= Init.PASSTHROUGH
     if wanted.idmap:
         taken |= Init.ALLOW_IDMAP
+    if wanted.handles:
+        taken |= Init.EXPORT_SUPPORT
     return Terms(min(minor, protocol.MINOR), Init(offered) & taken, max_readahead)
 
 

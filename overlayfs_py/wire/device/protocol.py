@@ -90,6 +90,7 @@ class Init(IntFlag):
 
     ASYNC_READ = 1 << 0
     ATOMIC_O_TRUNC = 1 << 3
+    EXPORT_SUPPORT = 1 << 4
     BIG_WRITES = 1 << 5
     DONT_MASK = 1 << 6
     DO_READDIRPLUS = 1 << 13

@@ -50,6 +50,7 @@ class Requests:
         self._killpriv = terms.killpriv
         self._kill_orders = KillOrders(terms.killpriv)
         extended = terms.flags & protocol.Init.SETXATTR_EXT
+        self._handles = bool(terms.flags & protocol.Init.EXPORT_SUPPORT)
         self._setxattr_in = protocol.SETXATTR_EXT_IN if extended else protocol.SETXATTR_IN
         self._by_opcode: dict[int, Callable[[Header, memoryview], Prepared]] = {
             Opcode.LOOKUP: self._lookup,
@@ -141,6 +142,9 @@ class Requests:
     # Names
 
     def _lookup(self, header: Header, body: memoryview) -> Prepared:
+        if self._handles and bytes(body[:3]) in (b".\0", b"..\0"):
+            found = self._dispatch.parent if body[1] else self._dispatch.itself
+            return self._entry(found(header.node))
         return self._entry(self._dispatch.lookup(header.node, name_of(body)))
 
     def _symlink(self, header: Header, body: memoryview) -> Prepared:

@@ -37,6 +37,7 @@ def serve(
     read_only: bool,
     passthrough: bool,
     lowers: bool,
+    handles: bool = False,
     device: bytes = b"",
     on_live: Callable[[], None],
     on_end: Callable[[], None],
@@ -53,6 +54,7 @@ def serve(
         read_only: nothing is ever copied up.
         passthrough: this process may hand files to the kernel (CAP_SYS_ADMIN in the initial user namespace).
         lowers: those of lower layers as well, although they may be copied up.
+        handles: a file handle stays good when the kernel forgets the inode; every node is kept until it is removed.
         device: `major:minor` of the mount, b"" if that is not known.
         on_live: called in this thread when requests are being answered.
         on_end: called from a reader's thread when the mount is gone.
@@ -65,14 +67,19 @@ def serve(
     """
     try:
         caching = dispatch.timeout_s is None
-        wanted = Wanted(acl=acl, caching=caching, passthrough=passthrough, idmap=idmap)
+        wanted = Wanted(
+            acl=acl, caching=caching, passthrough=passthrough, idmap=idmap, handles=handles
+        )
         terms = _agree(fuse_fd, wanted)
         log.debug("FUSE 7.%d, %s", terms.minor, terms.flags)
         _read_ahead(device, terms.write_max)
         # Where lower files go to the kernel, all opens of one do so alike.
         lowers = lowers or read_only
         backed = terms.passthrough and lowers
-        laned = _laned(dispatch, backed=backed) if readers == 1 else None
+        if handles:
+            dispatch.keep_nodes()
+        # The lane forgets what the kernel forgets.
+        laned = _laned(dispatch, backed=backed) if readers == 1 and not handles else None
         session = Session(
             dispatch,
             fuse_fd,

@@ -17,7 +17,7 @@ from overlayfs_py.wire.device.passthrough import Backings
 from overlayfs_py.wire.device.protocol import DIRENT, DIRENTPLUS, OUT_HEADER, Open
 from overlayfs_py.wire.device.replies import Timeout
 from overlayfs_py.wire.dispatch import ABSENT, Call, Dispatch, OpenDirectory, OpenFile, WireEntry
-from overlayfs_py.wire.nodes import Counter, NodeIds, Record
+from overlayfs_py.wire.nodes import ROOT_ID, Counter, NodeIds, Record
 
 if TYPE_CHECKING:
     from overlayfs_py.overlay.handles import FileHandle
@@ -42,10 +42,16 @@ class DeviceDispatch(Dispatch):
     """The requests of one mount that is served through /dev/fuse.
 
     `backings` is set once passthrough was agreed.
+
+    Args:
+        first_id: node ids of this mount begin here.
     """
 
-    def __init__(self, overlay: Overlay, timeout_s: float | None = None) -> None:
-        super().__init__(overlay, Counter(), timeout_s)
+    def __init__(
+        self, overlay: Overlay, timeout_s: float | None = None, first_id: int = ROOT_ID + 1
+    ) -> None:
+        super().__init__(overlay, Counter(first_id), timeout_s)
+        self.first_id = first_id
         self.timeout = Timeout(timeout_s)
         self.backings: Backings | None = None
         # Who limits the timeouts expects changes behind our back: pages and listings are not to be trusted.
@@ -67,6 +73,10 @@ class DeviceDispatch(Dispatch):
     def use_ids(self, ids: NodeIds) -> None:
         """Have nodes named by somebody else; before any but the root is known."""
         self._nodes.ids = ids
+
+    def keep_nodes(self) -> None:
+        """Have ids lead to their nodes although the kernel forgets them, until the nodes are removed."""
+        self._nodes.keeps = True
 
     def record(self, id: int) -> Record | None:
         try:
@@ -143,6 +153,28 @@ class DeviceDispatch(Dispatch):
             return None
         OUT_HEADER.pack_into(buffer, 0, start + count, 0, unique)
         return buffer[: start + count]
+
+    # File handles: LOOKUP of `.` and `..`
+
+    def itself(self, id: int) -> Call[WireEntry]:
+        """The entry of a node by its id alone; ESTALE if it has no name any more."""
+        return self._by_id(id, lambda node: node)
+
+    def parent(self, id: int) -> Call[WireEntry]:
+        """That of the directory it is in."""
+        return self._by_id(id, lambda node: node.parent or node)
+
+    def _by_id(self, id: int, choose: Callable[[Node], Node]) -> Call[WireEntry]:
+        record = self.record(id)
+        # What the daemon does not know any more was removed, or is of another mount: no reason for a warning.
+        if record is None or not record.node.linked or self._nodes.is_superseded(record):
+            raise OverlayError(errno.ESTALE)
+        node = choose(record.node)
+
+        def entered(found: Attributes) -> WireEntry:
+            return self._entered(Entry(node, found))
+
+        return Call(self.overlay.getattr, (node,), entered, (record,))
 
     # Nodes
 

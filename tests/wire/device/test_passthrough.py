@@ -298,3 +298,15 @@ def test_nothing_is_handed_over_where_that_is_off(
     subject = mount()
     with open(subject.mountpoint / "up", "rb") as file:
         assert reads_alone(subject, file.fileno()) is None
+
+
+def test_pages_are_kept_across_opens_where_nothing_is_handed_over(
+    mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Device.options
+    monkeypatch.setattr(Device, "options", lambda self: options(self) + ",passthrough=off")
+    subject = mount()
+    for name, content in (("low", LOWER), ("up", UPPER)):
+        assert (subject.mountpoint / name).read_bytes() == content
+        with open(subject.mountpoint / name, "rb") as again:
+            assert reads_alone(subject, again.fileno()) == content
