@@ -13,6 +13,7 @@ from layerstore.store import Image
 
 if TYPE_CHECKING:
     from layerstore.importer import Progress
+    from layerstore.registry.push import Pushed
 
 
 def complain(message: str, status: int = 1) -> int:
@@ -31,6 +32,15 @@ def summary(image: Image) -> dict[str, Any]:
         "imported": image.imported_ns / 1e9,
         "source": image.source,
     }
+
+
+def print_pushed(pushed: Pushed, as_json: bool) -> int:
+    """Print what a registry has now; returns the exit status."""
+    if as_json:
+        print_json({"manifest": pushed.digest, "is_original": pushed.is_original})
+    else:
+        print(pushed.digest)
+    return 0
 
 
 def print_json(value: object) -> None:

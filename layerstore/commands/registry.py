@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from layerstore.commands import import_options
-from layerstore.commands.output import print_json, progress_bars, summary
+from layerstore.commands import compression_options, import_options
+from layerstore.commands.output import print_json, print_pushed, progress_bars, summary
 from layerstore.commands.parsing import Commands, open_store
 
 if TYPE_CHECKING:
@@ -51,10 +51,9 @@ def add(commands: Commands) -> None:
     )
     one.add_argument("image", metavar="IMAGE")
     one.add_argument("reference", metavar="REFERENCE")
-    one.add_argument(
-        "--compress",
-        choices=("gzip", "zstd", "none"),
-        help="how layers are compressed (default: as they came)",
+    compression_options.add(
+        one,
+        "how layers are compressed (default: as they came where that can be, else as they were)",
     )
     _add_access(one)
 
@@ -158,18 +157,14 @@ def _pull(arguments: argparse.Namespace) -> int:
 def _push(arguments: argparse.Namespace) -> int:
     from layerstore.registry.images import push
 
-    access = _access(arguments)
+    access, compression = _access(arguments), compression_options.chosen(arguments)
     with open_store(arguments) as store, progress_bars() as progress:
         pushed = push(
             store,
             arguments.image,
             arguments.reference,
             progress,
-            compress=arguments.compress,
+            compression=compression,
             access=access,
         )
-    if arguments.json:
-        print_json(pushed._asdict())
-    else:
-        print(pushed.digest)
-    return 0
+    return print_pushed(pushed, arguments.json)

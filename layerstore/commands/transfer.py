@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from layerstore.commands import import_options
-from layerstore.commands.output import print_json, progress_bars, summary
+from layerstore.commands import compression_options, import_options
+from layerstore.commands.output import print_json, print_pushed, progress_bars, summary
 from layerstore.commands.parsing import Commands, open_store
-from layerstore.errors import StoreError
 from layerstore.store import Image, Store
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ destinations, spelled like the sources of import:
   docker-archive:PATH[:NAME:TAG]   what docker load and podman load read
   tar:PATH                         the root file system in a tar
   dir:PATH                         the root file system in a new directory
+  docker://REFERENCE               an image in a registry; layerstore push has options for it
 PATH is - for standard output, but for oci: and dir:.
 """
 
@@ -57,14 +57,10 @@ def add(commands: Commands) -> None:
     )
     one.add_argument("image", metavar="IMAGE")
     one.add_argument("destination", metavar="DESTINATION")
-    one.add_argument(
-        "--compress",
-        choices=("gzip", "zstd", "none"),
-        help="how layers are compressed (default: as they came where they were kept or plain, else"
+    compression_options.add(
+        one,
+        "how layers are compressed (default: as they came where they were kept or plain, else"
         " anew as they were), or the whole of a docker-archive: or tar: (default: none)",
-    )
-    one.add_argument(
-        "--compress-level", metavar="N", type=int, help="1 to 9 for gzip, 1 to 22 for zstd"
     )
     one.add_argument("--force", "-f", action="store_true", help="replace a file that is there")
 
@@ -89,17 +85,19 @@ def _take_in(store: Store, arguments: argparse.Namespace, progress: Progress | N
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from layerstore.export.layers import Compression
-
-    method, level = arguments.compress, arguments.compress_level
-    if level is not None and method is None:
-        raise StoreError("--compress-level needs --compress gzip or --compress zstd")
+    compression = compression_options.chosen(arguments)
     with open_store(arguments) as store, progress_bars() as progress:
+        if arguments.destination.startswith("docker://"):
+            from layerstore.registry.images import push
+
+            name, reference = arguments.image, arguments.destination
+            pushed = push(store, name, reference, progress, compression=compression)
+            return print_pushed(pushed, arguments.json)
         done = store.export_image(
             arguments.image,
             arguments.destination,
             progress,
-            compression=None if method is None else Compression(method, level),
+            compression=compression,
             force=arguments.force,
         )
     if done.is_stream:

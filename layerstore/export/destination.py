@@ -21,7 +21,7 @@ _DIRECTORIES = ("oci", "dir")
 # OCI image spec, annotations.md: org.opencontainers.image.ref.name.
 _REF_NAME = re.compile(r"[A-Za-z0-9]+(?:(?:[-._:@/+]|--)[A-Za-z0-9]+)*")
 _ELSEWHERE = {
-    "docker": "layerstore push sends an image to a registry",
+    "docker": "docker://[HOST[:PORT]/]REPOSITORY[:TAG] names an image in a registry",
     "docker-daemon": "export to docker-archive:PATH, then docker load -i PATH",
     "containers-storage": "export to oci-archive:PATH, then podman load -i PATH",
 }

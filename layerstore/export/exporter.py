@@ -21,7 +21,7 @@ from layerstore.export.tree import TreeWriter
 from layerstore.importer import Progress
 from layerstore.index.reader import Index
 from layerstore.objects import Objects
-from layerstore.oci.compressing import LEVELS, METHODS, compress
+from layerstore.oci.compressing import compress
 from layerstore.oci.manifests import Descriptor, listed_layers
 from layerstore.refs import LayerRow, Refs, short_id
 
@@ -63,7 +63,6 @@ class Exporter:
         force: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        _check(compression)
         self._root = root
         self._refs = refs
         self._objects = Objects(os.path.join(root, b"objects"))
@@ -161,18 +160,6 @@ class Exporter:
             raise StoreError("dir: holds plain files: leave --compress out")
         with new_directory(destination.path) as directory:
             TreeWriter(image.merged, self._objects, directory, destination.path).write()
-
-
-def _check(compression: Compression | None) -> None:
-    if compression is None:
-        return
-    method, level = compression
-    if method not in METHODS:
-        raise StoreError(f"compression {show(method)}: known are {', '.join(METHODS)}")
-    levels = LEVELS.get(method)
-    if level is not None and (levels is None or level not in levels):
-        allowed = f"has levels {levels[0]} to {levels[-1]}" if levels else "has no levels"
-        raise StoreError(f"compression {method} {allowed}, not {level}")
 
 
 @contextlib.contextmanager

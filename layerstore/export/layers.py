@@ -13,7 +13,7 @@ from layerstore.errors import StoreError, show
 from layerstore.importer import Progress
 from layerstore.layer_tar import LayerTar
 from layerstore.objects import Objects
-from layerstore.oci.compressing import compress
+from layerstore.oci.compressing import LEVELS, METHODS, compress
 from layerstore.oci.manifests import Descriptor, layer_descriptor, method_of
 from layerstore.refs import LayerRow, Refs
 
@@ -45,6 +45,9 @@ class LayerBlobs:
         compression: for all of them; None: as they came where that can be, else compressed as they
             were, and with gzip where that is not known.
         progress: told how far it is.
+
+    Raises:
+        StoreError: there is no such compression.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class LayerBlobs:
         compression: Compression | None,
         progress: Progress | None,
     ) -> None:
+        _check(compression)
         self._root = root
         self._objects = Objects(os.path.join(root, b"objects"))
         self._compression = compression
@@ -135,3 +139,15 @@ def copy(chunks: Iterator[bytes], file: BinaryIO) -> tuple[str, int]:
         file.write(chunk)
         size += len(chunk)
     return "sha256:" + hasher.hexdigest(), size
+
+
+def _check(compression: Compression | None) -> None:
+    if compression is None:
+        return
+    method, level = compression
+    if method not in METHODS:
+        raise StoreError(f"compression {show(method)}: known are {', '.join(METHODS)}")
+    levels = LEVELS.get(method)
+    if level is not None and (levels is None or level not in levels):
+        allowed = f"has levels {levels[0]} to {levels[-1]}" if levels else "has no levels"
+        raise StoreError(f"compression {method} {allowed}, not {level}")

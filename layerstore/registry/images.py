@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 
 from layerstore import digests, names
+from layerstore.export.layers import Compression, LayerBlobs
 from layerstore.importer import Importer, Progress
 from layerstore.oci.limits import DEFAULT_LIMITS, Limits
 from layerstore.registry.access import Access
 from layerstore.registry.background import Background
 from layerstore.registry.platforms import parse_platform
 from layerstore.registry.pull import open_image
-from layerstore.registry.push import ImageContent, Push, Pushed
+from layerstore.registry.push import Image as PushedImage
+from layerstore.registry.push import Push, Pushed
 from layerstore.registry.references import SCHEME, Reference, parse_reference
 from layerstore.room import no_room
 from layerstore.session import DOWNLOADS
@@ -77,7 +79,7 @@ def push(
     reference: str,
     progress: Progress | None = None,
     *,
-    compress: str | None = None,
+    compression: Compression | None = None,
     access: Access | None = None,
 ) -> Pushed:
     """Copy an image into a registry; blobs that are there already are not uploaded.
@@ -90,8 +92,8 @@ def push(
         name: of the image, see `Store.resolve`.
         reference: as `layerstore.registry.references` says.
         progress: see there.
-        compress: gzip, zstd or none, for layers that are not compressed so; None: as they came,
-            and gzip where that is not known.
+        compression: of the layers; None: as they came where that can be, else compressed as they
+            were, and with gzip where that is not known.
         access: how registries are reached; None: as configured for the user.
 
     Raises:
@@ -102,18 +104,19 @@ def push(
     access = access or Access()
     place = access.place(parsed)
     # The session keeps collections away, and has room for blobs.
-    with no_room(store.root), store.importing() as session:
+    with no_room(store.root, "nothing was pushed"), store.importing() as session:
         image = store.resolve(name)
         (row,) = store.refs().images_by_prefix(digests.hex_of(image.id))
         mount_from = _mount_from(image.source, parsed)
         repository = access.repository(
             parsed, place, "pull,push", [mount_from] if mount_from is not None else []
         )
+        blobs = LayerBlobs(store.root, store.refs(), compression, progress)
+        method = compression.method if compression is not None else None
         job = Push(
-            ImageContent(row.config, row.manifest, image.layers, store.layer_tar),
+            PushedImage(row.config, row.manifest, image.layers, blobs, method),
             repository,
             mount_from,
-            compress,
             session.scratch,
             access.jobs,
             progress,

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import trio
 
 from layerstore import digests
 from layerstore.errors import StoreError
+from layerstore.export.layers import Blob, LayerBlobs, copy
 from layerstore.importer import Progress
-from layerstore.layer_tar import LayerTar
-from layerstore.oci.compressing import compress
-from layerstore.oci.image import CONFIG_TYPES, MANIFEST_TYPES
+from layerstore.oci.manifests import (
+    Descriptor,
+    layer_descriptor,
+    listed_layers,
+    manifest_for,
+    media_type,
+    method_of,
+)
 from layerstore.refs import LayerRow
 from layerstore.registry.access import Repository
 from layerstore.registry.errors import RegistryError
 from layerstore.registry.uploads import Content, has_blob, mount_blob, upload_blob
-
-_OCI = "application/vnd.oci."
-_OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
-_SUFFIXES = {"gzip": "+gzip", "zstd": "+zstd", "none": ""}
-Descriptor = dict[str, Any]
 
 
 class Pushed(NamedTuple):
@@ -38,24 +37,19 @@ class Pushed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ImageContent:
+class Image:
     """What is pushed.
 
     `config`, `manifest`: as they came; the manifest is empty where there was none. `layers`: bottom
-    first. `open_tar`: the plain tar of a layer by its diff id.
+    first. `blobs`: makes what they are pushed as. `method`: how they are to be compressed, None: as
+    they came.
     """
 
     config: bytes
     manifest: bytes
     layers: list[LayerRow]
-    open_tar: Callable[[str], LayerTar]
-
-    def listed(self) -> list[Descriptor | None]:
-        """The descriptors of the layers in the manifest, None where there is none."""
-        listed = json.loads(self.manifest).get("layers") if self.manifest else None
-        if isinstance(listed, list) and len(listed) == len(self.layers):
-            return listed
-        return [None] * len(self.layers)
+    blobs: LayerBlobs
+    method: str | None
 
 
 class Push:
@@ -65,8 +59,6 @@ class Push:
         image: what is pushed.
         repository: where it goes.
         mount_from: another repository of that registry that may have its blobs.
-        method: how to compress layers, one of `compressing.METHODS`; None: as they came, and with
-            gzip what came without a manifest.
         scratch: a directory for blobs.
         jobs: how many layers at a time.
         progress: told how far it is.
@@ -74,10 +66,9 @@ class Push:
 
     def __init__(
         self,
-        image: ImageContent,
+        image: Image,
         repository: Repository,
         mount_from: str | None,
-        method: str | None,
         scratch: bytes,
         jobs: int,
         progress: Progress | None,
@@ -85,7 +76,6 @@ class Push:
         self._image = image
         self._repository = repository
         self._mount_from = mount_from
-        self._method = method
         self._scratch = scratch
         self._jobs = jobs
         self._progress = progress
@@ -104,13 +94,12 @@ class Push:
         Raises:
             StoreError: it cannot be pushed; blobs may be there all the same, but no manifest.
         """
-        listed = self._image.listed()
+        listed = listed_layers(self._image.manifest, len(self._image.layers))
         layers = await self._push_layers(listed)
         await self._push_config()
-        is_original = layers == listed and bool(self._image.manifest)
-        manifest = self._image.manifest if is_original else self._make_manifest(layers)
+        manifest = manifest_for(self._image.config, self._image.manifest, layers)
         await self._push_manifest(version, manifest)
-        return Pushed(digests.of_bytes(manifest), is_original)
+        return Pushed(digests.of_bytes(manifest), manifest == self._image.manifest)
 
     # --- layers
 
@@ -145,55 +134,42 @@ class Push:
 
     async def _push_layer(self, layer: LayerRow, listed: Descriptor | None) -> Descriptor:
         """Have the registry have a layer; returns its descriptor."""
-        usual = method_of(listed) if listed is not None else "gzip"
-        method = self._method or usual
-        if (
-            listed is not None
-            and method == usual
-            and await self._has(listed["digest"], listed["size"])
-        ):
+        usual = method_of(listed) if listed is not None else None
+        if listed is not None and self._image.method in (None, usual) and await self._has(listed):
             return listed
-        kind = _OCI_LAYER + _SUFFIXES[method]
-        if method == "none" and await self._has(layer.diff_id, layer.tar_size):
-            return {"mediaType": kind, "digest": layer.diff_id, "size": layer.tar_size}
-        content = await trio.to_thread.run_sync(self._make_blob, layer.diff_id, method)
+        blob = self._image.blobs.blob(layer, listed)
+        if blob.descriptor is not None and await self._has(blob.descriptor):
+            return blob.descriptor
+        content = await trio.to_thread.run_sync(self._make, blob, digests.hex_of(layer.diff_id))
+        made = layer_descriptor(content.digest, content.size, blob.method)
         try:
-            if method == "none" or not await self._has(content.digest, content.size):
+            if blob.descriptor is not None or not await self._has(made):
                 await upload_blob(self._repository, content, self._reporter(content))
         finally:
             os.unlink(content.path)
-        return {"mediaType": kind, "digest": content.digest, "size": content.size}
+        return blob.descriptor or made
 
-    async def _has(self, digest: str, size: int) -> bool:
+    async def _has(self, descriptor: Descriptor) -> bool:
         """Whether the repository has a blob, perhaps from another one now."""
+        digest, size = descriptor["digest"], descriptor["size"]
         if await has_blob(self._repository, digest, size):
             return True
         return self._mount_from is not None and await mount_blob(
             self._repository, digest, self._mount_from
         )
 
-    def _make_blob(self, diff_id: str, method: str) -> Content:
-        """A layer's blob in a file. In a worker thread."""
-        path = os.path.join(self._scratch, digests.hex_of(diff_id).encode())
-        hasher = hashlib.sha256()
-        size = 0
-        with self._image.open_tar(diff_id) as tar, open(path, "xb") as file:
-            for data in compress(self._until_stopped(tar), method):
-                hasher.update(data)
-                file.write(data)
-                size += len(data)
-        return Content(f"sha256:{hasher.hexdigest()}", size, path)
+    def _make(self, blob: Blob, name: str) -> Content:
+        """A blob in a file. In a worker thread."""
+        path = os.path.join(self._scratch, name.encode())
+        with open(path, "xb") as file:
+            digest, size = copy(self._until_stopped(blob.chunks()), file)
+        return Content(digest, size, path)
 
-    def _until_stopped(self, tar: LayerTar) -> Iterator[bytes]:
-        done = 0
-        label = f"packing {tar.diff_id[:19]}"
-        for chunk in tar.chunks():
+    def _until_stopped(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
             if self._stopped.is_set():
                 raise StoreError("the push was ended")
             yield chunk
-            done += len(chunk)
-            if self._progress is not None:
-                self._progress(label, done, tar.size)
 
     def _reporter(self, content: Content) -> Callable[[int], None] | None:
         progress = self._progress
@@ -207,29 +183,12 @@ class Push:
     async def _push_config(self) -> None:
         config = self._image.config
         digest = digests.of_bytes(config)
-        if await self._has(digest, len(config)):
+        if await self._has({"digest": digest, "size": len(config)}):
             return
         path = os.path.join(self._scratch, b"config")
         with open(path, "xb") as file:
             file.write(config)
         await upload_blob(self._repository, Content(digest, len(config), path))
-
-    def _make_manifest(self, layers: list[Descriptor]) -> bytes:
-        config = self._image.config
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST_TYPES[0],
-            "config": {
-                "mediaType": CONFIG_TYPES[0],
-                "digest": digests.of_bytes(config),
-                "size": len(config),
-            },
-            "layers": [_as_oci(layer) for layer in layers],
-        }
-        known = json.loads(self._image.manifest) if self._image.manifest else {}
-        if isinstance(known.get("annotations"), dict):
-            manifest["annotations"] = known["annotations"]
-        return json.dumps(manifest, separators=(",", ":")).encode()
 
     async def _push_manifest(self, version: str, manifest: bytes) -> None:
         digest = digests.of_bytes(manifest)
@@ -241,25 +200,9 @@ class Push:
             "PUT",
             await self._repository.manifest_url(version),
             accept=(201, 202),
-            headers={"Content-Type": json.loads(manifest).get("mediaType", MANIFEST_TYPES[0])},
+            headers={"Content-Type": media_type(manifest)},
             content=manifest,
         )
         said = answer.headers.get("Docker-Content-Digest", digest)
         if digests.is_sha256(said) and said != digest:
             raise RegistryError(f"{self._repository}: took {digest} for a manifest {said}")
-
-
-def method_of(descriptor: Descriptor) -> str:
-    """How a listed blob is compressed, by its type."""
-    kind: str = descriptor["mediaType"]
-    for method in ("gzip", "zstd"):
-        if kind.endswith((f"+{method}", f".{method}")):
-            return method
-    return "none"
-
-
-def _as_oci(descriptor: Descriptor) -> Descriptor:
-    """A descriptor of a layer with OCI's type in the place of Docker's, which means the same."""
-    if descriptor["mediaType"].startswith(_OCI):
-        return descriptor
-    return {**descriptor, "mediaType": _OCI_LAYER + _SUFFIXES[method_of(descriptor)]}

@@ -260,7 +260,7 @@ def test_an_image_without_a_name(root: Path, tmp_path: Path) -> None:
     [
         ("file", "destinations are oci-archive:PATH, oci:PATH.*put one before it"),
         ("oci-archve:x", "did you mean oci-archive:"),
-        ("docker://x/y", "layerstore push"),
+        ("docker:x/y", "names an image in a registry"),
         ("containers-storage:x", "podman load"),
         ("tar:", "a path is missing"),
         ("oci::tag", "a path is missing"),

@@ -13,6 +13,7 @@ import pytest
 
 from layerstore.cli import run
 from layerstore.errors import StoreError
+from layerstore.export.layers import Compression
 from layerstore.registry import uploads
 from layerstore.registry.access import Access
 from layerstore.registry.credentials import parse_credentials
@@ -38,6 +39,10 @@ def store(root: Path, layout: Layout, tmp_path: Path) -> Iterator[Store]:
         yield store
     assert problems(root) == []
     assert litter(root) == []
+
+
+def compression_of(method: str | None) -> Compression | None:
+    return None if method is None else Compression(method)
 
 
 def manifest(served: Served, version: str = "1") -> dict[str, Any]:
@@ -68,7 +73,9 @@ def same(served: Served, access: Access, store: Store, tmp_path: Path) -> None:
 def test_what_is_pushed_is_the_image(
     served: Served, access: Access, store: Store, tmp_path: Path, method: str | None
 ) -> None:
-    done = push(store, "app", f"{served.name}/a:1", access=access, compress=method)
+    done = push(
+        store, "app", f"{served.name}/a:1", access=access, compression=compression_of(method)
+    )
     data, kind = served.manifests[done.digest]
     assert served.manifests["1"] == (data, kind)
     assert kind == MANIFEST
@@ -156,6 +163,42 @@ def test_the_same_layer_twice(served: Served, access: Access, root: Path, tmp_pa
         same(served, access, store, tmp_path)
 
 
+def test_kept_blobs_keep_the_manifest(
+    served: Served, access: Access, root: Path, layout: Layout, tmp_path: Path
+) -> None:
+    with Store.open(str(root), create=True) as store:
+        store.import_image(layout.archive(tmp_path / "a.tar"), "app", keep_blobs=True)
+        done = push(store, "app", f"{served.name}/a:1", access=access)
+        assert (done.digest, done.is_original) == (layout.index["manifests"][0]["digest"], True)
+        same(served, access, store, tmp_path)
+
+
+def test_blobs_are_kept_of_what_is_pulled(
+    served: Served, access: Access, root: Path, layout: Layout
+) -> None:
+    digest = served.add(layout, "1")
+    with Store.open(str(root), create=True) as store:
+        # Also of layers that the store has.
+        pull(store, f"{served.name}/a:1", access=access)
+        pull(store, f"{served.name}/a:1", access=access, keep_blobs=True)
+        served.blobs.clear()
+        assert push(store, "a:1", f"{served.name}/b:1", access=access).digest == digest
+    assert problems(root) == []
+
+
+def test_export_knows_registries(
+    served: Served, root: Path, home: Path, store: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (home / "registries.conf").write_text(
+        f'[[registry]]\nlocation = "{served.name}"\ninsecure = true\n'
+    )
+    command = ["--root", str(root), "export", "app", f"docker://{served.name}/a:1"]
+    assert run([*command, "--compress", "zstd", "--compress-level", "1"]) == 0
+    assert capfd.readouterr().out.strip() == digest_of(served.manifests["1"][0])
+    assert run([*command, "--compress", "zstd", "--compress-level", "99"]) == 1
+    assert "has levels 1 to 22, not 99" in capfd.readouterr().err
+
+
 # --- what may pass
 
 
@@ -188,7 +231,7 @@ def test_an_upload_that_breaks_goes_on(
         return True
 
     served.rules.append(rule)
-    push(store, "app", f"{served.name}/a:1", access=access, compress="none")
+    push(store, "app", f"{served.name}/a:1", access=access, compression=Compression("none"))
     assert len(broken) == (0 if method == "PATCH" and chunk > len(BIG) else 2)
     served.rules.clear()
     same(served, access, store, tmp_path)
@@ -221,7 +264,7 @@ def test_a_large_layer_goes_in_pieces(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(uploads, "CHUNK_SIZE", 1 << 20)
-    push(store, "app", f"{served.name}/a:1", access=access, compress="none")
+    push(store, "app", f"{served.name}/a:1", access=access, compression=Compression("none"))
     ranges = served.sent("content-range")
     assert ranges[:3] == ["0-1048575", "1048576-2097151", "2097152-3145727"]
     same(served, access, store, tmp_path)
@@ -324,6 +367,6 @@ def test_the_command(
     out, err = capfd.readouterr()
     assert (out.strip(), err) == (digest_of(served.manifests["1"][0]), "")
     assert run([*command, "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["digest"] == out.strip()
+    assert json.loads(capfd.readouterr().out)["manifest"] == out.strip()
     assert run(["--root", str(root), "push", "nothing", served.name + "/a"]) == 1
     assert "no such image" in capfd.readouterr().err
