@@ -25,6 +25,8 @@ usage: overlayfs-py [-f] [-d] -o lowerdir=DIR[:DIR...][,upperdir=DIR,workdir=DIR
                           [--engine fuse|kernel|auto] IMAGE MNT
        overlayfs-py umount [--lazy] MNT...
        overlayfs-py sync MNT...
+       overlayfs-py commit [--tag NAME[:TAG]] [--base IMAGE] [--root STORE] [--message TEXT]
+                           [--author TEXT] [--change INSTRUCTION]... [--json] MNT
        overlayfs-py ps [--json]
        overlayfs-py diff [--json] [--lower DIR]... MNT|UPPER
        overlayfs-py which [--json] PATH...
@@ -74,6 +76,7 @@ def _choose(arguments: list[str]) -> Callable[[list[str]], int]:
         "mount": _mount_image,
         "umount": _umount,
         "sync": _sync,
+        "commit": _commit,
         "ps": _ps,
         "diff": _diff,
         "which": _which,
@@ -259,6 +262,30 @@ def _sync(arguments: list[str]) -> int:
         except UserError as error:
             status = _complain(error)
     return status
+
+
+def _commit(arguments: list[str]) -> int:
+    parser = _Arguments()
+    parser.add_argument("-t", "--tag")
+    parser.add_argument("--base")
+    parser.add_argument("--root", default=os.environ.get("LAYERSTORE_ROOT"))
+    parser.add_argument("-m", "--message", default="")
+    parser.add_argument("-a", "--author", default="")
+    parser.add_argument("-c", "--change", dest="changes", action="append", default=[])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("mountpoint", metavar="MNT")
+    given = parser.read(arguments[1:])
+    from overlayfs_py.commit import Wishes, commit
+
+    wishes = Wishes(
+        given.base, given.root or None, given.tag, given.author, given.message, given.changes
+    )
+    image = commit(_mountpoint(given.mountpoint), wishes)
+    if given.json:
+        _print_json({"id": image.id, "tags": image.tags})
+    else:
+        _print_line(" ".join([image.id, *image.tags]))
+    return 0
 
 
 def _ps(arguments: list[str]) -> int:

@@ -19,6 +19,7 @@ ROOMS = {
     "cli": ["cli", "__main__"],
     "daemon": [
         "client",
+        "commit",
         "daemon",
         "foreground",
         "guardian",
@@ -43,7 +44,7 @@ ROOMS = {
     "wire": ["wire"],
     "overlay": ["overlay"],
     "layers": ["layers"],
-    "syscalls": ["syscalls", "errors", "mount_api", "mount_flags", "mountinfo"],
+    "syscalls": ["syscalls", "errors", "freezing", "mount_api", "mount_flags", "mountinfo"],
 }
 """Top-level modules and packages of overlayfs_py by room; a room imports itself and those below it."""
 

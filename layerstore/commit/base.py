@@ -82,6 +82,10 @@ class Base:
                     found.setdefault(nid, []).append(below)
         return found
 
+    def is_another(self, handle: Handle) -> bool:
+        """Whether a file handle is one of another image."""
+        return handle.type == handles.TYPE and handle.uuid != self._identity
+
     def nid_of(self, handle: Handle) -> int | None:
         """The file that a file handle means, None if it is not one of this image."""
         nid = handles.nid_of(handle, self._identity)

@@ -100,6 +100,8 @@ def commit(
         if image is not None:
             base = Base(stack.enter_context(Index(image.image_index)), store.objects())
         upper = Upper(what.upper, what.work, _family(what))
+        if image is not None and base is not None:
+            _refuse_other_base(what.title, upper, base, image)
         source = _source(what.title, upper, base, image, description)
         spec = f"commit of {what.title}" + (f" on {image.name}" if image is not None else "")
         importer = Importer(store.root, store.refs(), importing, progress)
@@ -114,6 +116,15 @@ def commit(
                 " writes to"
             ) from None
     return store.resolve(image_id)
+
+
+def _refuse_other_base(title: str, upper: Upper, base: Base, image: Image) -> None:
+    origin = upper.origin()
+    if origin is not None and base.is_another(origin):
+        raise StoreError(
+            f"{title} was made on another image than {image.name}, whose name that may have been:"
+            " say with --base which"
+        )
 
 
 def _source(

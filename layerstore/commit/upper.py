@@ -94,6 +94,14 @@ class Upper:
             raise StoreError(f"{show(self.path)}: is not a directory")
         return found
 
+    def origin(self) -> marks.Handle | None:
+        """The file handle of the directory that the upper was made over, where its root says so."""
+        value = _getxattr(self.path, self._marks.origin)
+        try:
+            return None if value is None else marks.parse_handle(value)
+        except MarkInvalid:
+            return None
+
     def find(self, directory: bytes, name: bytes) -> Found | None:
         """What the upper has at `name` in its directory `directory` (a whole path), None for nothing."""
         found = self._read(os.path.join(directory, name))

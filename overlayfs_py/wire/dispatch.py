@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 from overlayfs_py.errors import OverlayError
 from overlayfs_py.overlay.faults import RESTARTS_MAX, Fault
 from overlayfs_py.overlay.values import Attributes, Caller, Changes, DirectoryEntry, Entry
+from overlayfs_py.wire.gate import Gate
 from overlayfs_py.wire.nodes import NodeIds, NodeTable, Record
 
 if TYPE_CHECKING:
@@ -80,10 +81,10 @@ class OpenDirectory:
 class Call(Generic[T]):
     """One request, ready to be tried, and tried again: verb, arguments, what makes the reply.
 
-    `pins` are the nodes that must outlive it.
+    `pins` are the nodes that must outlive it; `begun` is the gate's.
     """
 
-    __slots__ = ("arguments", "finish", "pins", "verb")
+    __slots__ = ("arguments", "begun", "finish", "pins", "verb")
 
     def __init__(
         self,
@@ -96,6 +97,7 @@ class Call(Generic[T]):
         self.arguments = arguments
         self.finish = finish
         self.pins = pins
+        self.begun = False
 
     def complete(self, result: Any) -> T:
         return cast(T, result) if self.finish is None else self.finish(result)
@@ -118,6 +120,7 @@ class Dispatch:
         self.overlay = overlay
         self.timeout_s = timeout_s
         self.lock = threading.Lock()
+        self.gate = Gate()
         self._nodes = NodeTable(overlay.root, ids, overlay.forget)
         self._files: dict[int, OpenFile] = {}
         self._directories: dict[int, OpenDirectory] = {}
@@ -138,7 +141,7 @@ class Dispatch:
         """
         try:
             with self.lock:
-                return call.complete(call.verb(*call.arguments))
+                return call.complete(self.gate.run(call))
         except Fault as fault:
             return fault
         except BaseException as error:
@@ -160,6 +163,7 @@ class Dispatch:
 
     def unpin(self, call: Call[Any]) -> None:
         with self.lock:
+            self.gate.end(call)
             for record in call.pins:
                 self._nodes.unpin(record)
 

@@ -42,7 +42,7 @@ _NAMES_AT = {
 }
 _RENAMES = {Opcode.RENAME: protocol.RENAME_IN.size, Opcode.RENAME2: protocol.RENAME2_IN.size}
 _OF_DIRECTORIES = frozenset(
-    {Opcode.READDIR, Opcode.READDIRPLUS, Opcode.RELEASEDIR, Opcode.FSYNCDIR}
+    {Opcode.READDIR, Opcode.READDIRPLUS, Opcode.RELEASEDIR, Opcode.FSYNCDIR, Opcode.IOCTL}
 )
 _U64 = protocol.FORGET_IN
 

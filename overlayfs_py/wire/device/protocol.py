@@ -189,6 +189,7 @@ COPY_FILE_RANGE_IN = Struct("<QQQQQQQ")
 STATX_IN = Struct("<IIQII")
 """getattr_flags, reserved, fh, sx_flags, sx_mask"""
 IOCTL_IN = Struct("<QIIQII")
+IOCTL_DIR = 1 << 4
 """fh, flags, cmd, arg, in_size, out_size; in_size bytes follow"""
 
 # Replies.

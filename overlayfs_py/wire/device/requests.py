@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from overlayfs_py.freezing import FREEZE
 from overlayfs_py.overlay.values import Attributes, Changes
 from overlayfs_py.wire.device import protocol, replies
 from overlayfs_py.wire.device.decode import (
@@ -217,7 +218,7 @@ class Requests:
 
     def _ioctl(self, header: Header, body: memoryview) -> Prepared:
         # The kernel opens the file for those that are answered; what they are about is the inode.
-        _, _, command, _, in_size, out_size = protocol.take(protocol.IOCTL_IN, body)
+        fh, flags, command, _, in_size, out_size = protocol.take(protocol.IOCTL_IN, body)
         data = bytes(body[protocol.IOCTL_IN.size :])
         if len(data) != in_size:
             raise malformed(f"ioctl with {in_size} bytes that are {len(data)}")
@@ -225,6 +226,8 @@ class Requests:
         def reply(unique: int, answer: bytes) -> Reply:
             return replies.commanded(unique, answer[:out_size])
 
+        if command == FREEZE and flags & protocol.IOCTL_DIR:
+            return Prepared(self._dispatch.freeze(fh, header.caller()), reply)
         return Prepared(self._dispatch.ioctl(header.node, command, data), reply)
 
     def _setattr(self, header: Header, body: memoryview) -> Prepared:

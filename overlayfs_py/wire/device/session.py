@@ -97,6 +97,8 @@ class Session:
 
     def stop(self) -> None:
         """Return when no request is under way any more; blocks."""
+        with self._dispatch.lock:
+            self._dispatch.gate.open()
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         for thread in self._threads:

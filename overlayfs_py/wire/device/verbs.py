@@ -6,6 +6,7 @@ Like `Dispatch`: request methods give a `Call`; what a call does runs under the 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from overlayfs_py.overlay.overlay import Overlay
 
 _NEVER = Timeout(0.0)
+_UNTOLD_ID = (1 << 32) - 1
 _UNTOLD = (0,) * 22
 """struct fuse_entry_out of `.` and `..`, for which the kernel takes no reference."""
 
@@ -191,6 +193,27 @@ class DeviceDispatch(Dispatch):
         record = self._node(id)
         return Call(self.overlay.ioctl, (record.node, command, data), None, (record,))
 
+    def freeze(self, directory: int, caller: Caller) -> Call[bytes]:
+        """Hold back what changes something until the open directory is released (see `wire.gate`)."""
+        opened = self._directory(directory)
+
+        def freeze() -> None:
+            if _user(caller) not in (0, os.geteuid()):
+                raise OverlayError(errno.EPERM)
+            if self.gate.owner:
+                raise OverlayError(errno.EBUSY)
+            self._directory(directory)
+            self.gate.close(directory)
+            raise Fault(self.gate.drain, answer=True)
+
+        return Call(freeze, (), None, (opened.record,))
+
+    def releasedir(self, directory: int) -> Call[None]:
+        with self.lock:
+            if directory == self.gate.owner:
+                self.gate.open()
+        return super().releasedir(directory)
+
     # Files
 
     def open_file(self, id: int, flags: int, caller: Caller) -> Call[Opened]:
@@ -313,3 +336,16 @@ def _as_far_as_possible(
 
 def _padded(name: bytes) -> bytes:
     return name + bytes(-len(name) % 8)
+
+
+def _user(caller: Caller) -> int | None:
+    """Who asks. On mounts that may be idmapped the kernel tells the user of those requests only that make something;
+    whoever waits for an answer can be looked at."""
+    if caller.uid != _UNTOLD_ID:
+        return caller.uid
+    try:
+        with open(f"/proc/{caller.pid}/status") as status:
+            line = next(line for line in status if line.startswith("Uid:"))
+    except (OSError, StopIteration):  # in a pid namespace that we do not see
+        return None
+    return int(line.split()[2])
