@@ -83,6 +83,10 @@ def _record(path: bytes) -> Record:
         )
     if record.upperdir is None:
         raise UserError(f"{name} has no upper directory: there is nothing to commit")
+    if record.engine == "kernel":
+        raise UserError(
+            f"{name} is served by the kernel, which cannot hold it still: unmount it and use 'layerstore commit'"
+        )
     try:
         reached = registry.identity(record.upperdir) == record.upper_id
     except OSError:

@@ -17,7 +17,6 @@ from overlayfs_py.engine import choice, kernel, stacking
 from overlayfs_py.options import MountOptions
 from tests import scratch
 from tests.command.command import refusal, run
-from tests.command.test_image import base as base  # a store with two images, and a mountpoint
 
 pytestmark = [
     pytest.mark.mount,

@@ -42,7 +42,7 @@ def test_what_changes_something_waits(wire: Wire) -> None:
     waiting = wire.ask(call)
     assert isinstance(waiting, Fault)
     assert wire.ask(wire.dispatch.lookup(ROOT_ID, b"d")).attributes is None
-    assert wire.overlay.calls.count("mkdir") == 0
+    assert "mkdir" not in dict(wire.overlay.calls)
     threading.Timer(0.05, wire.dispatch.gate.open).start()
     waiting.work()
     assert wire.ask(call).node_id == 100
@@ -64,7 +64,7 @@ def test_opening_waits_if_it_is_for_more_than_reading(wire: Wire) -> None:
 def test_asking_for_the_flags_of_a_file_does_not_wait(wire: Wire) -> None:
     wire.dispatch.gate.close(1)
     for command, waits in ((0x5401, False), (0x80086601, False), (0x40086602, True)):
-        call = Call(wire.overlay.ioctl, (wire.overlay.root, command, b""))
+        call: Call[bytes] = Call(wire.overlay.ioctl, (wire.overlay.root, command, b""))
         try:
             outcome = wire.ask(call)
         except Refused:
