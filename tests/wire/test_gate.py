@@ -25,7 +25,16 @@ CALLER = Caller(0, 0, 42, 0o022)
 READING = {
     *("root", "attributes_changed", "lookup", "getattr", "birth_ns", "readlink", "getxattr"),
     *("listxattr", "read", "read_into", "flush", "fsync", "release", "seek", "opendir", "readdir"),
-    *("readdirplus", "plain_directory", "releasedir", "fsyncdir", "statfs", "forget", "sync"),
+    *(
+        "readdirplus",
+        "plain_directory",
+        "releasedir",
+        "fsyncdir",
+        "statfs",
+        "statfs_fd",
+        "forget",
+        "sync",
+    ),
     "close",
 }
 
