@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from overlayfs_py.overlay.faults import Fault
-
-if TYPE_CHECKING:
-    from overlayfs_py.wire.dispatch import Call
 
 CHANGING = frozenset(
     {
@@ -47,6 +45,19 @@ _IOC_WRITE = 1 << 30
 """In the number of an ioctl(2): the caller gives something."""
 
 
+class Call(Protocol):
+    """A request, as far as the gate is concerned. `begun`: it asked for slow work, and has no reply yet."""
+
+    verb: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    begun: bool
+
+    @property
+    def name(self) -> str:
+        """The verb's."""
+        ...
+
+
 class Gate:
     """The gate of one mount, open at first."""
 
@@ -55,7 +66,7 @@ class Gate:
         self._begun = 0
         self._owner = 0
 
-    def run(self, call: Call[Any]) -> Any:
+    def run(self, call: Call) -> Any:
         """Carry out a call's verb.
 
         Raises:
@@ -73,7 +84,7 @@ class Gate:
                 self._begun += 1
             raise
 
-    def end(self, call: Call[Any]) -> None:
+    def end(self, call: Call) -> None:
         """A call that asked for slow work has its reply."""
         if call.begun:
             call.begun = False
@@ -109,7 +120,7 @@ class Gate:
             self._condition.wait_for(lambda: not self._owner)
 
 
-def _changes(call: Call[Any]) -> bool:
+def _changes(call: Call) -> bool:
     name = call.name
     if name == "open":
         flags: int = call.arguments[1]
