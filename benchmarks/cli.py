@@ -170,7 +170,7 @@ def _run(options: argparse.Namespace, command: list[str]) -> int:
         f"{len(document.samples)} samples in {words.duration(document.duration_s)}: {options.json}"
     )
     if not document.complete:
-        print(f"not complete: ended by {document.ended_by}", file=sys.stderr)
+        print(f"not complete: {words.ending(document.ended_by)}", file=sys.stderr)
     return 130 if document.ended_by == "interrupted" else 0
 
 

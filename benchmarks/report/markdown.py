@@ -22,7 +22,7 @@ def render(results: Results, baseline: str | None) -> str:
         f"    {shlex.join(results.command)}",
     ]
     if not results.complete:
-        lines += ["", f"Not complete: the run ended by {results.ended_by}."]
+        lines += ["", f"Not complete: {words.ending(results.ended_by)}."]
     for family, rows in figures.families().items():
         lines += ["", f"| {family} | {' | '.join(labels)} |"]
         lines.append("| --- |" + " ---: |" * len(labels))

@@ -11,6 +11,8 @@ from benchmarks.figures import Figure, Figures
 from benchmarks.report import plots, words
 from benchmarks.results import Results, Row
 
+ROOMY_SUBJECTS_MAX = 5
+"""With so many columns there is room for two figures side by side in one."""
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
@@ -27,7 +29,13 @@ def render(results: Results, baseline: str | None) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=words.number, span=words.span, join_words=shlex.join)
+    environment.filters.update(
+        number=words.number,
+        span=words.span,
+        ending=words.ending,
+        join_words=shlex.join,
+        breakable=_breakable,
+    )
     template = environment.from_string(TEMPLATE.read_text())
     return template.render(
         figures=figures,
@@ -48,6 +56,7 @@ def render(results: Results, baseline: str | None) -> str:
         duration=words.duration(results.duration_s),
         reproduce=lambda row: reproduce(results, row),
         confidence=_confidence(figures),
+        roomy=len(figures.subjects) <= ROOMY_SUBJECTS_MAX,
     )
 
 
@@ -77,7 +86,7 @@ def _overall(figures: Figures) -> list[tuple[str, list[tuple[float, int] | None]
 
 
 def _confidence(figures: Figures) -> str:
-    """What the intervals are worth, as a span of percentages."""
+    """What the intervals are worth, in brackets."""
     found = [
         figure.cost.confidence
         for row in figures.rows
@@ -85,4 +94,12 @@ def _confidence(figures: Figures) -> str:
         if (figure := figures.of(row, subject.label)) is not None
     ]
     low, high = min(found) * 100, max(found) * 100
-    return f"{low:.0f} %" if round(low) == round(high) else f"{low:.0f} to {high:.0f} %"
+    if high == 0:
+        return "(one round has none)"
+    span = f"{low:.0f} %" if round(low) == round(high) else f"{low:.0f} to {high:.0f} %"
+    return f"(with a confidence of {span})"
+
+
+def _breakable(label: str) -> Markup:
+    """A subject's label that a narrow column may break at its commas."""
+    return Markup(",<wbr>").join(label.split(","))

@@ -45,6 +45,12 @@ def parameters(row: Row) -> str:
     return ", ".join(parameter(name, value) for name, value in row.parameters.items())
 
 
+def ending(ended_by: str) -> str:
+    """How a run ended that is not complete, as a sentence without its full stop."""
+    how = {"interrupted": "was interrupted", "time limit": "reached its time limit"}
+    return f"the run {how.get(ended_by, 'failed')}"
+
+
 def duration(seconds: float) -> str:
     """About how long: 40 s, 12 min, 1 h 5 min."""
     if seconds < 100:

@@ -67,12 +67,7 @@ class ImageLayer:
             raise OverlayError(errno.EIO, str(error), logging.ERROR) from None
 
     def find(self, parent: int, name: bytes, below: bool) -> Found | None:
-        try:
-            nid = self.index.lookup(parent, name)
-        except IndexCorrupt:
-            if not stat.S_ISDIR(self._ask(self.index.stat, parent).mode):
-                raise OverlayError(errno.ENOTDIR) from None
-            nid = self._ask(self.index.lookup, parent, name)
+        nid = self._ask(self.index.lookup, parent, name)
         if nid is None:
             return None
         known = self._ask(self.index.stat, nid)

@@ -201,6 +201,12 @@ class Dispatch:
         except KeyError:
             raise _stale(f"node {id}") from None
 
+    def _parent(self, id: int) -> Record:
+        record = self._node(id)
+        if not record.node.is_dir:  # a path would lead on through a symlink
+            raise OverlayError(errno.ENOTDIR)
+        return record
+
     def _file(self, id: int) -> OpenFile:
         try:
             return self._files[id]
@@ -239,36 +245,36 @@ class Dispatch:
     # Names
 
     def lookup(self, parent: int, name: bytes) -> Call[WireEntry]:
-        record = self._node(parent)
+        record = self._parent(parent)
         return Call(self.overlay.lookup, (record.node, name), self._found, (record,))
 
     def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller
     ) -> Call[WireEntry]:
-        record = self._node(parent)
+        record = self._parent(parent)
         arguments = (record.node, name, mode, rdev, caller)
         return Call(self.overlay.mknod, arguments, self._entered, (record,))
 
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Call[WireEntry]:
-        record = self._node(parent)
+        record = self._parent(parent)
         return Call(self.overlay.mkdir, (record.node, name, mode, caller), self._entered, (record,))
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Call[WireEntry]:
-        record = self._node(parent)
+        record = self._parent(parent)
         arguments = (record.node, name, target, caller)
         return Call(self.overlay.symlink, arguments, self._entered, (record,))
 
     def link(self, id: int, parent: int, name: bytes, caller: Caller) -> Call[WireEntry]:
-        source, record = self._node(id), self._node(parent)
+        source, record = self._node(id), self._parent(parent)
         arguments = (source.node, record.node, name, caller)
         return Call(self.overlay.link, arguments, self._entered, (source, record))
 
     def unlink(self, parent: int, name: bytes, caller: Caller) -> Call[None]:
-        record = self._node(parent)
+        record = self._parent(parent)
         return Call(self.overlay.unlink, (record.node, name, caller), None, (record,))
 
     def rmdir(self, parent: int, name: bytes, caller: Caller) -> Call[None]:
-        record = self._node(parent)
+        record = self._parent(parent)
         return Call(self.overlay.rmdir, (record.node, name, caller), None, (record,))
 
     def rename(
@@ -280,7 +286,7 @@ class Dispatch:
         flags: int,
         caller: Caller,
     ) -> Call[None]:
-        old, new = self._node(parent), self._node(new_parent)
+        old, new = self._parent(parent), self._parent(new_parent)
         arguments = (old.node, name, new.node, new_name, flags, caller)
         return Call(self.overlay.rename, arguments, None, (old, new))
 
@@ -347,14 +353,14 @@ class Dispatch:
     def create(
         self, parent: int, name: bytes, flags: int, mode: int, caller: Caller
     ) -> Call[tuple[WireEntry, int]]:
-        record = self._node(parent)
+        record = self._parent(parent)
         arguments = (record.node, name, flags, mode, caller)
         return Call(self.overlay.create, arguments, self._created(caller), (record,))
 
     def tmpfile(
         self, parent: int, flags: int, mode: int, caller: Caller
     ) -> Call[tuple[WireEntry, int]]:
-        record = self._node(parent)
+        record = self._parent(parent)
         arguments = (record.node, flags, mode, caller)
         return Call(self.overlay.tmpfile, arguments, self._created(caller), (record,))
 

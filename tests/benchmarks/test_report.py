@@ -74,7 +74,7 @@ def test_what_is_incomplete_is_called_so(result: Results) -> None:
     assert "Not complete" not in page.render(result, None)
     cut = document((ONE, "plain", [1.0]))
     cut.complete, cut.ended_by = False, "interrupted"
-    assert "ended by interrupted" in page.render(cut, None)
+    assert "Not complete: the run was interrupted." in page.render(cut, None)
 
 
 def test_markdown_has_the_ratios_and_the_command(result: Results) -> None:

@@ -39,6 +39,10 @@ class MemoryNode:
     born_ns: int | None = None
     told: Any = None
 
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
 
 @dataclass(eq=False)
 class MemoryHandle:

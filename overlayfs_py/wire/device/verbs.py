@@ -119,7 +119,7 @@ class DeviceDispatch(Dispatch):
         """The reply to LOOKUP; None if something stands in its way, which `lookup` then meets again."""
         timeout = self.timeout
         try:
-            node = self._nodes[parent].node
+            node = self._parent(parent).node
             with self.lock:
                 entry = self.overlay.lookup(node, name)
                 if entry is None:
@@ -232,12 +232,12 @@ class DeviceDispatch(Dispatch):
     def create_file(
         self, parent: int, name: bytes, flags: int, mode: int, caller: Caller
     ) -> Call[Opened]:
-        record = self._node(parent)
+        record = self._parent(parent)
         arguments = (record.node, name, flags, mode, caller)
         return Call(self.overlay.create, arguments, self._made(caller), (record,))
 
     def create_nameless(self, parent: int, flags: int, mode: int, caller: Caller) -> Call[Opened]:
-        record = self._node(parent)
+        record = self._parent(parent)
         arguments = (record.node, flags, mode, caller)
         return Call(self.overlay.tmpfile, arguments, self._made(caller), (record,))
 

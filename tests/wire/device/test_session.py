@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from overlayfs_py.overlay.faults import RESTARTS_MAX
+from overlayfs_py.wire.device import protocol
 from overlayfs_py.wire.device.protocol import Notify, Opcode
 from tests.wire.device.desk import Desk, number
 from tests.wire.double import MemoryOverlay, faults
@@ -147,6 +148,26 @@ def test_a_listing_counts_only_the_rows_that_it_tells(desk: Desk) -> None:
         assert desk.dispatch.known == 1 + told
     assert names == [b".", b"..", *(b"n%02d" % count for count in range(50))]
     assert desk.dispatch.known == 51
+
+
+@pytest.mark.parametrize(
+    ("opcode", "body"),
+    [
+        (Opcode.LOOKUP, b"x\0"),
+        (Opcode.MKDIR, protocol.MKDIR_IN.pack(0o755, 0) + b"x\0"),
+        (Opcode.MKNOD, protocol.MKNOD_IN.pack(0o100644, 0, 0, 0) + b"x\0"),
+        (Opcode.SYMLINK, b"x\0target\0"),
+        (Opcode.UNLINK, b"x\0"),
+        (Opcode.RMDIR, b"x\0"),
+        (Opcode.RENAME2, protocol.RENAME2_IN.pack(1, 0, 0) + b"x\0y\0"),
+        (Opcode.CREATE, protocol.CREATE_IN.pack(os.O_RDWR, 0o644, 0, 0) + b"x\0"),
+    ],
+)
+def test_no_path_leads_on_through_a_symlink(desk: Desk, opcode: Opcode, body: bytes) -> None:
+    node = number(desk.ask(Opcode.SYMLINK, 1, b"link\0elsewhere\0"))
+    assert desk.ask(opcode, node, body).error == errno.ENOTDIR
+    body = protocol.RENAME2_IN.pack(node, 0, 0) + b"link\0y\0"
+    assert desk.ask(Opcode.RENAME2, 1, body).error == errno.ENOTDIR
 
 
 @pytest.mark.parametrize("opcode", [Opcode.READDIR, Opcode.READDIRPLUS])
