@@ -12,7 +12,7 @@ class Node:
 
     `mtime_ns` in nanoseconds since 1970, may be negative. `children`: only of a directory.
     `content`: only of a regular file; its length is `size`. `target`: only of a symlink.
-    `xattrs`: in full names, overlay marks included.
+    `xattrs`: in full names, overlay marks included. `number`: the writer's own.
     """
 
     __slots__ = (
@@ -21,6 +21,7 @@ class Node:
         "gid",
         "mode",
         "mtime_ns",
+        "number",
         "rdev",
         "size",
         "target",
@@ -41,6 +42,7 @@ class Node:
         self.children: dict[bytes, Node] | None = {} if stat.S_ISDIR(mode) else None
         self.content: Content = _EMPTY
         self.target = b""
+        self.number = 0
 
     @property
     def is_directory(self) -> bool:

@@ -14,6 +14,7 @@ import functools
 import os
 import stat
 import struct
+from array import array
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -48,142 +49,138 @@ def write_index(root: Node, file: BinaryIO) -> None:
     _Writer(root).write(file)
 
 
-class _Slot:
-    """Where one inode goes."""
-
-    __slots__ = ("blocks", "layout", "nid", "nlink", "node", "offset", "parent", "size", "union")
-
-    def __init__(self, node: Node, parent: _Slot | None) -> None:
-        self.node = node
-        self.parent = parent or self
-        self.offset = 0
-        self.nid = 0
-        self.nlink = 0
-        self.size = 0
-        self.layout = f.LAYOUT_PLAIN
-        self.union = 0
-        self.blocks = 0
-
-
 class _Writer:
+    """One image. Inodes have numbers, in the order in which they are laid out; what is known of each
+    is in arrays of one item an inode, as objects would take more memory than the tree itself."""
+
     def __init__(self, root: Node) -> None:
         if not root.is_directory:
             raise StoreError("the root of an index must be a directory")
-        self._slots: dict[int, _Slot] = {}
         self._has_acl = False
-        self._order = self._collect(root)
+        self._nodes = [root]
+        self._parents = array("L", [0])
+        self._nlinks = array("L", [2])
+        self._collect()
+        count = len(self._nodes)
+        self._nids = array("Q", bytes(8 * count))
+        self._unions = array("Q", bytes(8 * count))
+        self._block_counts = array("Q", bytes(8 * count))
+        self._layouts = bytearray(count)
+        self._sizes = [0] * count
         self._place()
 
-    def _collect(self, root: Node) -> list[_Slot]:
-        first = _Slot(root, None)
-        first.nlink = 2
-        self._slots[id(root)] = first
-        order = [first]
-        for slot in order:
-            children = slot.node.children
-            if children is None:
+    def _collect(self) -> None:
+        nodes, parents, nlinks = self._nodes, self._parents, self._nlinks
+        nodes[0].number = 0
+        for number, node in enumerate(nodes):
+            if node.children is None:
                 continue
-            for name in sorted(children):
+            for name in sorted(node.children):
                 _check_name(name)
-                child = children[name]
-                known = self._slots.get(id(child))
-                if known is None:
-                    known = _Slot(child, slot)
-                    self._slots[id(child)] = known
-                    order.append(known)
-                elif child.is_directory:
-                    raise StoreError(f"the directory {show(name)} is in the tree twice")
+                child = node.children[name]
+                known = child.number
+                if known < len(nodes) and nodes[known] is child:
+                    if child.is_directory:
+                        raise StoreError(f"the directory {show(name)} is in the tree twice")
+                    nlinks[known] += 1
+                    continue
+                child.number = len(nodes)
+                nodes.append(child)
+                parents.append(number)
+                nlinks.append(2 if child.is_directory else 1)
                 if child.is_directory:
-                    known.nlink = 2
-                    slot.nlink += 1
-                else:
-                    known.nlink += 1
-        return order
+                    nlinks[number] += 1
 
     # --- layout
 
     def _place(self) -> None:
         offset = _FIRST_INODE
         blocks = 0
-        for slot in self._order:
-            head = f.INODE_EXTENDED_SIZE + self._xattr_size(slot.node)
-            tail = self._shape(slot)
+        for number, node in enumerate(self._nodes):
+            head = f.INODE_EXTENDED_SIZE + self._xattr_size(node)
+            tail = self._shape(number, node)
             offset = _align(offset, f.SLOT_SIZE)
-            if slot.layout == f.LAYOUT_INLINE:
+            if self._layouts[number] == f.LAYOUT_INLINE:
                 place = _place_tail(offset, head, tail)
                 # Moving the inode so that its tail does not cross a block wastes the gap; a block
                 # of its own wastes the rest of that block.
                 if place is None or place - offset > f.BLOCK_SIZE - tail:
-                    slot.layout = f.LAYOUT_PLAIN
-                    slot.blocks += 1
+                    self._layouts[number] = f.LAYOUT_PLAIN
+                    self._block_counts[number] += 1
                     tail = 0
                 else:
                     offset = place
-            slot.offset = offset
-            slot.nid = offset // f.SLOT_SIZE
-            if slot.blocks:
-                slot.union = blocks
-                blocks += slot.blocks
+            self._nids[number] = offset // f.SLOT_SIZE
+            if count := self._block_counts[number]:
+                self._unions[number] = blocks
+                blocks += count
             offset += head + tail
-        self._data_start = _align(offset, f.BLOCK_SIZE)
-        first_block = self._data_start >> f.BLOCK_BITS
-        for slot in self._order:
-            if slot.blocks:
-                slot.union += first_block
+        first_block = _align(offset, f.BLOCK_SIZE) >> f.BLOCK_BITS
+        for number, count in enumerate(self._block_counts):
+            if count:
+                self._unions[number] += first_block
         self._blocks = first_block + blocks
         if self._blocks >= 1 << 32:
             raise StoreError("the index would be larger than EROFS allows")
 
-    def _shape(self, slot: _Slot) -> int:
+    def _shape(self, number: int, node: Node) -> int:
         """Choose the layout of an inode; returns the number of bytes that follow its xattrs."""
-        node = slot.node
         if node.children is not None:
-            slot.size = _directory_size(node.children)
+            size = _directory_size(node.children)
         elif stat.S_ISLNK(node.mode):
             if not 0 < len(node.target) <= f.SYMLINK_MAX or b"\0" in node.target:
                 raise StoreError(f"a symlink to {show(node.target[:80])!r} cannot be kept")
-            slot.size = len(node.target)
+            size = len(node.target)
         elif stat.S_ISREG(node.mode):
-            return self._shape_file(slot)
+            if not isinstance(node.content, Inline):
+                return self._shape_object(number, node)
+            size = len(node.content.data)
         else:
-            slot.union = _encode_device(node.rdev) if _is_device(node.mode) else 0
+            self._unions[number] = _encode_device(node.rdev) if _is_device(node.mode) else 0
             return 0
-        return _shape_data(slot)
+        self._sizes[number] = size
+        self._block_counts[number], tail = divmod(size, f.BLOCK_SIZE)
+        if tail:
+            self._layouts[number] = f.LAYOUT_INLINE
+        return tail
 
-    def _shape_file(self, slot: _Slot) -> int:
-        content = slot.node.content
-        slot.size = slot.node.size
-        if isinstance(content, Inline):
-            slot.size = len(content.data)
-            return _shape_data(slot)
-        slot.layout = f.LAYOUT_CHUNKED
-        bits = min(max(f.BLOCK_BITS, (slot.size - 1).bit_length()), f.CHUNK_BITS_MAX)
-        slot.union = bits - f.BLOCK_BITS
-        return 4 * _chunk_count(slot)
+    def _shape_object(self, number: int, node: Node) -> int:
+        self._sizes[number] = node.size
+        self._layouts[number] = f.LAYOUT_CHUNKED
+        bits = min(max(f.BLOCK_BITS, (node.size - 1).bit_length()), f.CHUNK_BITS_MAX)
+        self._unions[number] = bits - f.BLOCK_BITS
+        return 4 * self._chunk_count(number)
+
+    def _chunk_count(self, number: int) -> int:
+        bits = f.BLOCK_BITS + (self._unions[number] & f.CHUNK_BITS_MASK)
+        return (self._sizes[number] + (1 << bits) - 1) >> bits
 
     def _xattr_size(self, node: Node) -> int:
-        size = sum(_entry_size(name, value) for name, value in _stored_xattrs(node))
-        if not size:
-            return 0
-        if not self._has_acl:
-            self._has_acl = any(name in node.xattrs for name in _ACL_NAMES)
-        return f.XATTR_HEADER_SIZE + size
+        size = 0
+        if _is_object(node):
+            assert isinstance(node.content, Object)
+            size = _object_size(len(node.content.path))
+        if node.xattrs:
+            size += sum(_entry_size(name, value) for name, value in node.xattrs.items())
+            if not self._has_acl:
+                self._has_acl = any(name in node.xattrs for name in _ACL_NAMES)
+        return f.XATTR_HEADER_SIZE + size if size else 0
 
     # --- writing
 
     def write(self, file: BinaryIO) -> None:
         file.write(self._headers())
         offset = _FIRST_INODE
-        for slot in self._order:
-            file.write(bytes(slot.offset - offset))
-            data = self._inode(slot)
+        for number, node in enumerate(self._nodes):
+            place = self._nids[number] * f.SLOT_SIZE
+            data = bytes(place - offset) + self._inode(number, node)
             file.write(data)
-            offset = slot.offset + len(data)
-        file.write(bytes(self._data_start - offset))
-        for slot in self._order:
-            if slot.blocks:
-                data = self._data(slot)[: slot.blocks << f.BLOCK_BITS]
-                file.write(data + bytes((slot.blocks << f.BLOCK_BITS) - len(data)))
+            offset += len(data)
+        file.write(bytes(-offset % f.BLOCK_SIZE))
+        for number, count in enumerate(self._block_counts):
+            if count:
+                data = self._data(number)[: count << f.BLOCK_BITS]
+                file.write(data + bytes((count << f.BLOCK_BITS) - len(data)))
 
     def _headers(self) -> bytes:
         composefs = f.COMPOSEFS_HEADER.pack(
@@ -194,70 +191,63 @@ class _Writer:
         )
         superblock = f.SUPERBLOCK.pack(
             *(f.MAGIC, 0, f.COMPAT_MTIME | f.COMPAT_XATTR_FILTER, f.BLOCK_BITS, 0),
-            *(self._order[0].nid, len(self._order), 0, 0, self._blocks, 0, 0, b"", b""),
+            *(self._nids[0], len(self._nodes), 0, 0, self._blocks, 0, 0, b"", b""),
             *(f.INCOMPAT_CHUNKED, 0, 0, 0, 0, 0, 0, 0, 0),
         )
         return composefs + bytes(f.SUPERBLOCK_OFFSET - len(composefs)) + superblock
 
-    def _inode(self, slot: _Slot) -> bytes:
-        node = slot.node
+    def _inode(self, number: int, node: Node) -> bytes:
         xattrs = _pack_xattrs(node)
         count = (len(xattrs) - f.XATTR_HEADER_SIZE) // 4 + 1 if xattrs else 0
         if count > f.XATTR_COUNT_MAX:
             raise StoreError(f"{len(xattrs)} bytes of xattrs on one file do not fit into an index")
+        layout, size, nlink = self._layouts[number], self._sizes[number], self._nlinks[number]
         seconds, nanoseconds = divmod(node.mtime_ns, 1_000_000_000)
         try:
             inode = f.INODE_EXTENDED.pack(
-                *(1 | slot.layout << 1, count, node.mode, 0, slot.size, slot.union),
-                *(slot.nid & 0xFFFFFFFF, node.uid, node.gid, seconds, nanoseconds, slot.nlink),
+                *(1 | layout << 1, count, node.mode, 0, size, self._unions[number]),
+                *(self._nids[number] & 0xFFFFFFFF, node.uid, node.gid),
+                *(seconds, nanoseconds, nlink),
             )
         except struct.error:
             raise StoreError(
-                f"a file of {slot.size} bytes, owner {node.uid}:{node.gid}, time {seconds} s and"
-                f" {slot.nlink} links does not fit into an index"
+                f"a file of {size} bytes, owner {node.uid}:{node.gid}, time {seconds} s and"
+                f" {nlink} links does not fit into an index"
             ) from None
-        if slot.layout == f.LAYOUT_INLINE:
-            tail = self._data(slot)[slot.blocks << f.BLOCK_BITS :]
-        elif slot.layout == f.LAYOUT_CHUNKED:
-            tail = b"\xff" * (4 * _chunk_count(slot))
-        else:
-            tail = b""
-        return inode + xattrs + tail
+        if layout == f.LAYOUT_INLINE:
+            return inode + xattrs + self._data(number)[self._block_counts[number] << f.BLOCK_BITS :]
+        if layout == f.LAYOUT_CHUNKED:
+            return inode + xattrs + b"\xff" * (4 * self._chunk_count(number))
+        return inode + xattrs
 
-    def _data(self, slot: _Slot) -> bytes:
-        node = slot.node
+    def _data(self, number: int) -> bytes:
+        node = self._nodes[number]
         if node.children is not None:
-            return b"".join(self._directory_blocks(slot))
+            return b"".join(self._directory_blocks(number, node.children))
         if stat.S_ISLNK(node.mode):
             return node.target
         assert isinstance(node.content, Inline)
         return node.content.data
 
-    def _directory_blocks(self, slot: _Slot) -> Iterator[bytes]:
-        children = slot.node.children
-        assert children is not None
-        groups = _group_names(children)
-        remaining = slot.size
-        for names in groups:
+    def _directory_blocks(self, number: int, children: dict[bytes, Node]) -> Iterator[bytes]:
+        nids = self._nids
+        remaining = self._sizes[number]
+        for names in _group_names(children):
             length = min(f.BLOCK_SIZE, remaining)
             remaining -= length
             offset = f.DIRENT_SIZE * len(names)
             entries = bytearray()
             for name in names:
-                target = self._entry(slot, name)
-                kind = _TYPES[stat.S_IFMT(target.node.mode)]
-                entries += f.DIRENT.pack(target.nid, offset, kind)
+                child = children.get(name)
+                if child is not None:
+                    nid, kind = nids[child.number], _TYPES[stat.S_IFMT(child.mode)]
+                else:  # . and ..
+                    nid = nids[number if name == b"." else self._parents[number]]
+                    kind = _TYPES[stat.S_IFDIR]
+                entries += f.DIRENT.pack(nid, offset, kind)
                 offset += len(name)
             block = bytes(entries) + b"".join(names)
             yield block + bytes(length - len(block))
-
-    def _entry(self, slot: _Slot, name: bytes) -> _Slot:
-        if name == b".":
-            return slot
-        if name == b"..":
-            return slot.parent
-        assert slot.node.children is not None
-        return self._slots[id(slot.node.children[name])]
 
 
 # --- names of directories
@@ -304,18 +294,6 @@ def _place_tail(offset: int, head: int, tail: int) -> int | None:
     return None
 
 
-def _shape_data(slot: _Slot) -> int:
-    slot.blocks, tail = divmod(slot.size, f.BLOCK_SIZE)
-    if tail:
-        slot.layout = f.LAYOUT_INLINE
-    return tail
-
-
-def _chunk_count(slot: _Slot) -> int:
-    bits = f.BLOCK_BITS + (slot.union & f.CHUNK_BITS_MASK)
-    return (slot.size + (1 << bits) - 1) >> bits
-
-
 def _is_device(mode: int) -> bool:
     return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
 
@@ -354,12 +332,8 @@ def can_store_xattr(name: bytes) -> bool:
     return True
 
 
-def _stored_xattrs(node: Node) -> Iterator[tuple[bytes, bytes]]:
-    if isinstance(node.content, Object) and stat.S_ISREG(node.mode):
-        yield marks.TRUSTED.metacopy, b""
-        yield marks.TRUSTED.redirect, b"/" + node.content.path
-    if node.xattrs:
-        yield from sorted(node.xattrs.items())
+def _is_object(node: Node) -> bool:
+    return isinstance(node.content, Object) and stat.S_ISREG(node.mode)
 
 
 def _entry_size(name: bytes, value: bytes) -> int:
@@ -367,16 +341,36 @@ def _entry_size(name: bytes, value: bytes) -> int:
     return (f.XATTR_ENTRY_SIZE + len(rest) + len(value) + 3) & ~3
 
 
+@functools.lru_cache(maxsize=16)
+def _object_size(path_length: int) -> int:
+    """Bytes of the two marks that send to an object."""
+    redirect = _entry_size(marks.TRUSTED.redirect, bytes(1 + path_length))
+    return _entry_size(marks.TRUSTED.metacopy, b"") + redirect
+
+
 def _pack_xattrs(node: Node) -> bytes:
-    packed = bytearray()
+    packed = b""
     present = 0
-    for name, value in _stored_xattrs(node):
-        index, rest, bit = _split_xattr(name)
-        if len(value) > f.XATTR_VALUE_MAX:
-            raise StoreError(f"the xattr {show(name)} of {len(value)} bytes does not fit")
-        present |= bit
-        packed += f.XATTR_ENTRY.pack(len(rest), index, len(value)) + rest + value
-        packed += bytes(-len(packed) % 4)
+    if _is_object(node):
+        assert isinstance(node.content, Object)
+        for name, value in (
+            (marks.TRUSTED.metacopy, b""),
+            (marks.TRUSTED.redirect, b"/" + node.content.path),
+        ):
+            packed += _pack_xattr(name, value)
+            present |= _split_xattr(name)[2]
+    if node.xattrs:
+        for name, value in sorted(node.xattrs.items()):
+            packed += _pack_xattr(name, value)
+            present |= _split_xattr(name)[2]
     if not packed:
         return b""
-    return f.XATTR_HEADER.pack(~present & 0xFFFFFFFF, 0) + bytes(packed)
+    return f.XATTR_HEADER.pack(~present & 0xFFFFFFFF, 0) + packed
+
+
+def _pack_xattr(name: bytes, value: bytes) -> bytes:
+    index, rest, _ = _split_xattr(name)
+    if len(value) > f.XATTR_VALUE_MAX:
+        raise StoreError(f"the xattr {show(name)} of {len(value)} bytes does not fit")
+    packed = f.XATTR_ENTRY.pack(len(rest), index, len(value)) + rest + value
+    return packed + bytes(-len(packed) % 4)
