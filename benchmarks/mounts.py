@@ -94,17 +94,20 @@ class Mounter:
                 yield mount
 
     @contextmanager
-    def image(self, spec: Spec, store: Path, image: str, place: Path) -> Iterator[Mounted]:
+    def image(
+        self, spec: Spec, store: Path, image: str, place: Path, read_only: bool = False
+    ) -> Iterator[Mounted]:
         """Mounts an image of our store with a fresh upper below `place`, both gone at the end.
 
-        Raises CannotMeasure with the reason where the mount fails.
+        `read_only` mounts have no upper. Raises CannotMeasure with the reason where the mount fails.
         """
         with self._home(place) as home:
-            upper, work, root = home / "upper", home / "work", home / "merged"
-            for directory in (upper, work, root):
+            work, root = home / "work", home / "merged"
+            upper = None if read_only else home / "upper"
+            for directory in (root, *((upper, work) if upper is not None else ())):
                 directory.mkdir()
-            argv = [spec.program, "mount", "--root", str(store)]
-            argv += ["--upper", str(upper), "--work", str(work), image, str(root)]
+            words = ["--ro"] if upper is None else ["--upper", str(upper), "--work", str(work)]
+            argv = [spec.program, "mount", "--root", str(store), *words, image, str(root)]
             with self._live(spec, argv, home, root, upper) as mount:
                 yield mount
 

@@ -42,6 +42,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="MINUTES",
         help="end the timings by then with what there is (default %(default)g)",
     )
+    top.add_argument(
+        "--image",
+        action="append",
+        choices=archives.FAMILY,
+        help="disk, export and tree only of this one (repeatable)",
+    )
     top.add_argument("--json", type=Path, metavar="FILE", help="keep the samples of the timings")
     top.add_argument(
         "--directory",
@@ -89,7 +95,7 @@ def _findings(options: argparse.Namespace, wanted: Sequence[str]) -> Iterator[Fi
         yield from _timings(options, rows)
     checks = [word for word in CHECKS if word in wanted]
     if checks:
-        yield from _checks(options.directory, checks)
+        yield from _checks(options.directory, options.image or list(archives.FAMILY), checks)
 
 
 def _timings(options: argparse.Namespace, rows: list[str]) -> Iterator[Finding]:
@@ -114,10 +120,9 @@ def _timings(options: argparse.Namespace, rows: list[str]) -> Iterator[Finding]:
     yield from goals.timings(results)
 
 
-def _checks(directory: Path, checks: list[str]) -> Iterator[Finding]:
+def _checks(directory: Path, tags: list[str], checks: list[str]) -> Iterator[Finding]:
     with scratch.working(directory) as place:
         layout = place / "layout"
-        tags = list(archives.FAMILY)
         try:
             archives.lay_out_family(tags, layout)
             ours, skopeo = (subjects.locate(subjects.parse(text)) for text in SUBJECTS[:2])

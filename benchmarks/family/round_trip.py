@@ -56,7 +56,7 @@ def mounted(
         try:
             words = ["umoci", "unpack", "--image", f"{layout}:{tag}", str(bundle)]
             commands.must(commands.run(words, timeout_s=600))
-            with mounter.image(store.spec, store.directory, tag, place) as mount:
+            with mounter.image(store.spec, store.directory, tag, place, read_only=True) as mount:
                 found = list(
                     itertools.islice(trees.differences(mount.root, bundle / "rootfs"), SHOWN)
                 )

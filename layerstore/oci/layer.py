@@ -31,9 +31,17 @@ from layerstore.split import SplitWriter
 INLINE_MAX = 512
 """Files up to so many bytes live in the index, as an object each takes a block, an inode and a sync.
 
-On Debian bookworm with one package: from 64 to 512 bytes 700 objects (3 MB of blocks) go away for
-0.1 MB per index; from 512 to 1024 another 990 (4 MB) for 0.9 MB per index, and there is one for each
-layer and each image.
+On the family of `tools/images --family` (7 images, 8 layers, 870 MB of distinct content), what each step takes off
+in blocks and adds to the layers' indexes and to those of the images, MB, where the marks of an object go away:
+
+    64 to 256      23.7 off, 0.1 and 0.1 added
+    256 to 512     16.7 off, 1.5 and 2.0 added
+    512 to 768     14.7 off, 2.8 and 5.0 added
+    768 to 1024    12.0 off, 3.0 and 4.6 added
+    1024 to 2048   32.0 off, 13.7 and 22.0 added
+
+A block is saved once, while each further image adds its share: 512 still pays with fifty images of the same layers, 768
+no longer with twenty.
 """
 
 _SYMLINK_HOPS_MAX = 40
