@@ -21,6 +21,8 @@ from collections.abc import Iterator
 
 _UNSUPPORTED = (errno.EINVAL, errno.ENOLCK, errno.EACCES, errno.EPERM, errno.EOPNOTSUPP)
 _OCTAL = re.compile(rb"\\([0-7]{3})")
+_COMMA = re.compile(rb"(?<!\\),")
+_ESCAPE = re.compile(rb"\\(.)")
 
 
 def claim(path: bytes, *, proven: bool = False) -> int | None:
@@ -79,6 +81,28 @@ def mounts_of(path: bytes) -> Iterator[bytes]:
                 kind, source = filesystem.split(b" ")[:2]
                 if kind == b"erofs" and path in (_decode(source), _behind_loop(source)):
                     yield _decode(place.split(b" ")[4])
+
+
+def overlay_on(upper: bytes) -> bytes | None:
+    """Where the kernel's overlayfs has a directory as its upper, in this mount namespace; None: nowhere.
+
+    Mounts by a path relative to somebody's working directory cannot be told.
+    """
+    wanted = os.stat(upper)
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            place, _, filesystem = line.partition(b" - ")
+            kind, _, options = filesystem.rstrip(b"\n").split(b" ", 2)
+            if kind != b"overlay":
+                continue
+            for option in _COMMA.split(_decode(options)):
+                name, _, value = option.partition(b"=")
+                path = _ESCAPE.sub(rb"\1", value)
+                if name == b"upperdir" and path.startswith(b"/"):
+                    with contextlib.suppress(OSError):
+                        if os.path.samestat(os.stat(path), wanted):
+                            return _decode(place.split(b" ")[4])
+    return None
 
 
 def _behind_loop(device: bytes) -> bytes:

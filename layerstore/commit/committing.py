@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, NoReturn, cast
 
-from layerstore import names, session
+from layerstore import in_use, names, session
 from layerstore.commit import config
 from layerstore.commit.base import Base
 from layerstore.commit.changes import UpperTar
@@ -163,13 +163,19 @@ def _family(what: Committed) -> Marks:
 
 @contextlib.contextmanager
 def _unmounted(what: Committed) -> Iterator[None]:
-    """Keep mounts of ours away from the upper, which hold a lock on theirs.
+    """Keep mounts of ours, which hold a lock on theirs, away from the upper. The kernel's are seen if they
+    are there when it begins.
 
     Raises:
         StoreError: one has it, or it is no directory.
     """
     if not os.path.isdir(what.upper):
         raise StoreError(f"{show(what.upper)}: there is no such directory")
+    mountpoint = in_use.overlay_on(what.upper)
+    if mountpoint is not None:
+        raise StoreError(
+            f"{what.title} is mounted by the kernel on {show(mountpoint)}: unmount it first"
+        )
     with contextlib.ExitStack() as stack:
         for path in filter(None, (what.upper, what.work)):
             held = session.try_lock(path)

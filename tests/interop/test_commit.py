@@ -18,6 +18,7 @@ import pytest
 
 from layerstore.commit.committing import Committed, commit
 from layerstore.commit.config import Description
+from layerstore.errors import StoreError
 from layerstore.store import Image, Store
 from tests.interop import same
 from tests.interop.same import Tree
@@ -236,6 +237,19 @@ def test_every_kind_of_change(place: Place, images: Images, writer: str) -> None
     image = images.commit(base, [upper])
     images.assert_shows(image, expected)
     assert images.commit(base, [upper]).layers[-1].diff_id == image.layers[-1].diff_id
+
+
+@pytest.mark.parametrize("by", [KERNEL, OURS])
+def test_a_mounted_upper_is_refused(tmpfs: Path, images: Images, by: str) -> None:
+    stack = Stack(tmpfs / "with, comma")
+    stack.lower()
+    assert stack.upper is not None
+    with (
+        stack.mounted(by),
+        pytest.raises(StoreError, match=r"is mounted( by the kernel on .*)?: unmount it first"),
+    ):
+        images.commit(images.empty, [os.fsencode(stack.upper)])
+    images.commit(images.empty, [os.fsencode(stack.upper)])
 
 
 def layout(store: Store, image: Image, directory: Path) -> str:
