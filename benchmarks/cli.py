@@ -157,11 +157,13 @@ def _run(options: argparse.Namespace, command: list[str]) -> int:
     request = Request(
         cells, specs, rounds, limit * 60, options.quick, options.directory, options.json, command
     )
-    guess = min(plan.estimate_s(cells, specs, rounds), limit * 60)
+    guess = plan.estimate_s(cells, specs, rounds)
+    bound = words.duration(limit * 60)
+    end = f"at most {bound}" if guess < limit * 60 else f"ends after {bound} with what there is"
     with Progress(rounds) as progress:
         progress.note(
             f"{len(cells)} rows, {len(specs)} subjects, {rounds} rounds: about "
-            f"{words.duration(guess)}, at most {words.duration(limit * 60)}"
+            f"{words.duration(guess)}, {end}"
         )
         if (warning := machine.busy()) is not None:
             progress.note(warning)

@@ -1,5 +1,6 @@
 """The self-contained HTML page: no script, no font, no picture from elsewhere; prints on paper."""
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,5 +102,5 @@ def _confidence(figures: Figures) -> str:
 
 
 def _breakable(label: str) -> Markup:
-    """A subject's label that a narrow column may break at its commas."""
-    return Markup(",<wbr>").join(label.split(","))
+    """A subject's label that a narrow column may break behind its commas and equals signs."""
+    return Markup("<wbr>").join(re.split(r"(?<=[,=])", label))
