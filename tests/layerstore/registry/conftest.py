@@ -12,7 +12,7 @@ from layerstore.registry.access import Access
 from layerstore.registry.patience import Patience
 from tests.layerstore.registry.served import Served, serving
 
-HASTE = Patience(timeout_s=0.5, attempts=2, wait_s=0.01)
+HASTE = Patience(timeout_s=20, attempts=2, wait_s=0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -46,11 +46,17 @@ def served() -> Iterator[Served]:
 
 @pytest.fixture
 def access() -> Access:
-    """Without TLS, and with little patience."""
-    return Access(insecure=True, patience=Patience(timeout_s=5, attempts=3, wait_s=0.01))
+    """Without TLS; it tries again soon, and waits as long as a busy machine may need."""
+    return Access(insecure=True, patience=Patience(timeout_s=30, attempts=3, wait_s=0.01))
 
 
 @pytest.fixture
 def hasty(access: Access) -> Access:
-    """With next to no patience."""
+    """It tries again only once."""
     return dataclasses.replace(access, patience=HASTE)
+
+
+@pytest.fixture
+def impatient(hasty: Access) -> Access:
+    """It waits half a second for a registry that stalls."""
+    return dataclasses.replace(hasty, patience=dataclasses.replace(HASTE, timeout_s=0.5))

@@ -55,15 +55,15 @@ def send(handler: Handler, data: bytes, **headers: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["/manifests/", "/blobs/"])
-def test_no_answer(served: Served, hasty: Access, root: Path, part: str) -> None:
+def test_no_answer(served: Served, impatient: Access, root: Path, part: str) -> None:
     one_layer(served)
     served.rules.append(at(part, lambda handler: served.stop.wait()))
     start = time.monotonic()
-    refused(root, served, hasty, "(next to) nothing came for 0.5 seconds")
-    assert time.monotonic() - start < 10
+    refused(root, served, impatient, "(next to) nothing came for 0.5 seconds")
+    assert time.monotonic() - start < 30
 
 
-def test_stall_in_a_blob(served: Served, hasty: Access, root: Path) -> None:
+def test_stall_in_a_blob(served: Served, impatient: Access, root: Path) -> None:
     one_layer(served)
 
     def half(handler: Handler) -> None:
@@ -72,10 +72,10 @@ def test_stall_in_a_blob(served: Served, hasty: Access, root: Path) -> None:
         handler.hang_up()
 
     served.rules.append(at(LAYER, half))
-    refused(root, served, hasty, "nothing came for 0.5 seconds")
+    refused(root, served, impatient, "nothing came for 0.5 seconds")
 
 
-def test_drops_that_never_end(served: Served, hasty: Access, root: Path) -> None:
+def test_drops_that_never_end(served: Served, impatient: Access, root: Path) -> None:
     """A byte now and then keeps a connection alive, and is no progress."""
     one_layer(served)
 
@@ -88,11 +88,11 @@ def test_drops_that_never_end(served: Served, hasty: Access, root: Path) -> None
 
     served.rules.append(at(LAYER, drip))
     start = time.monotonic()
-    refused(root, served, hasty, "nothing came for 0.5 seconds")
-    assert time.monotonic() - start < 10
+    refused(root, served, impatient, "nothing came for 0.5 seconds")
+    assert time.monotonic() - start < 30
 
 
-def test_a_manifest_in_drops(served: Served, hasty: Access, root: Path) -> None:
+def test_a_manifest_in_drops(served: Served, impatient: Access, root: Path) -> None:
     def drip(handler: Handler) -> None:
         send(handler, b"", Content_Type=MANIFEST, Content_Length="1000000")
         with contextlib.suppress(OSError):
@@ -101,7 +101,7 @@ def test_a_manifest_in_drops(served: Served, hasty: Access, root: Path) -> None:
         handler.hang_up()
 
     served.rules.append(at("/manifests/", drip))
-    refused(root, served, hasty, "nothing came for 0.5 seconds")
+    refused(root, served, impatient, "nothing came for 0.5 seconds")
 
 
 def test_nobody_answers(hasty: Access, root: Path) -> None:
@@ -120,8 +120,8 @@ def test_interrupted_while_a_registry_stalls(served: Served, root: Path) -> None
             time.sleep(0.02)
         running.send_signal(signal.SIGINT)
         start = time.monotonic()
-        assert running.wait(20) == 130
-        assert time.monotonic() - start < 10
+        assert running.wait(60) == 130
+        assert time.monotonic() - start < 30
         assert running.stderr is not None
         assert running.stderr.read() == b"layerstore: interrupted\n"
     assert set(litter(root)) <= {"tmp/downloads"}

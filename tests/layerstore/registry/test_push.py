@@ -330,7 +330,7 @@ def test_credentials_do_not_follow_an_upload(served: Served, hasty: Access, stor
         assert other.sent("authorization") == []
 
 
-def test_a_stall(served: Served, hasty: Access, store: Store) -> None:
+def test_a_stall(served: Served, impatient: Access, store: Store) -> None:
     def rule(handler: Handler, request: Request) -> bool:
         if request.method != "PUT":
             return False
@@ -338,7 +338,7 @@ def test_a_stall(served: Served, hasty: Access, store: Store) -> None:
         return True
 
     served.rules.append(rule)
-    failed(store, served, hasty, "nothing came for 0.5 seconds")
+    failed(store, served, impatient, "nothing came for 0.5 seconds")
 
 
 def test_a_digest_that_it_has_not(served: Served, access: Access, store: Store) -> None:

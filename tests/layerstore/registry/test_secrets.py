@@ -11,7 +11,6 @@ import pytest
 from layerstore.registry.access import Access
 from layerstore.registry.credentials import parse_credentials
 from tests.layerstore.archives import layout_of
-from tests.layerstore.registry.conftest import HASTE
 from tests.layerstore.registry.refusal import at, refused
 from tests.layerstore.registry.served import Handler, Request, Rule, Served, serving
 from tests.layerstore.stores import BASE
@@ -176,9 +175,9 @@ def test_insecure_is_for_this_machine(hasty: Access, root: Path) -> None:
     assert "--cert-dir" in text
 
 
-def test_plain_http_needs_to_be_allowed(served: Served, root: Path) -> None:
+def test_plain_http_needs_to_be_allowed(served: Served, impatient: Access, root: Path) -> None:
     served.add(layout_of([BASE]), "1")
-    access = Access(patience=HASTE, credentials=parse_credentials("me:secret"))
+    access = dataclasses.replace(with_credentials(impatient), insecure=False)
     refused(root, served, access, "")
     assert served.requests == []
 
