@@ -59,8 +59,8 @@ def add(commands: Commands) -> None:
     one.add_argument("destination", metavar="DESTINATION")
     compression_options.add(
         one,
-        "how layers are compressed (default: as they came where they were kept or plain, else"
-        " anew as they were), or the whole of a docker-archive: or tar: (default: none)",
+        "how layers are compressed, or all of a tar: (default: in OCI layouts as they came where"
+        " they were kept or plain, else anew as they were; elsewhere none)",
     )
     one.add_argument("--force", "-f", action="store_true", help="replace a file that is there")
 

@@ -2,6 +2,7 @@
 
 destination   DEST, spelled like an import source
 output        files and directories that appear whole or not at all
+archive       a tar of files
 layers        the blob of each layer: kept, rebuilt, or compressed anew
 layout        oci: and oci-archive:
 docker        docker-archive:

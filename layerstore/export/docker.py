@@ -1,47 +1,45 @@
-"""Writes docker-archive:, what docker load and podman load read: plain layers, all of them of known
-size, so that it is a stream. Source: see `layerstore.oci.docker`."""
+"""Writes docker-archive:, what docker load and podman load read. Source: see `layerstore.oci.docker`.
+
+Layers are plain unless they are to be compressed; those who read the archive look at the bytes.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 
 from layerstore import digests
-from layerstore.export.layout import header
-from layerstore.oci import tar_writer
+from layerstore.export.archive import Archive
+from layerstore.export.layers import Blob
 from layerstore.refs import LayerRow
 
 
-def docker_archive(
-    config: bytes,
-    layers: list[LayerRow],
-    tar: Callable[[LayerRow], Iterator[bytes]],
-    names: list[str],
-) -> Iterator[bytes]:
-    """The archive of an image.
+def write_docker_archive(
+    archive: Archive, config: bytes, layers: list[tuple[LayerRow, Blob]], names: list[str]
+) -> None:
+    """Write an image.
 
     Args:
+        archive: a new one.
         config: the image's.
-        layers: bottom first.
-        tar: the plain tar of one.
+        layers: bottom first, and the form each leaves in.
         names: NAME:TAG, what the image is called.
     """
-    files = {layer.diff_id: f"{digests.hex_of(layer.diff_id)}.tar" for layer in layers}
-    for layer in {layer.diff_id: layer for layer in layers}.values():
-        yield header(files[layer.diff_id].encode(), layer.tar_size)
-        yield from tar(layer)
-        yield bytes(-layer.tar_size % tar_writer.BLOCK)
+    files: dict[str, str] = {}
+    for layer, blob in layers:
+        if layer.diff_id in files:
+            continue
+        name = files[layer.diff_id] = f"{digests.hex_of(layer.diff_id)}.tar"
+        if blob.descriptor is not None:
+            archive.add_stream(name, blob.descriptor["size"], blob.chunks())
+        else:
+            with archive.made(blob.chunks()) as (_, size, chunks):
+                archive.add_stream(name, size, chunks)
     config_name = f"{digests.hex_of(digests.of_bytes(config))}.json"
-    yield from _document(config_name, config)
+    archive.add(config_name, config)
     image = {
         "Config": config_name,
         "RepoTags": names,
-        "Layers": [files[layer.diff_id] for layer in layers],
+        "Layers": [files[layer.diff_id] for layer, _ in layers],
     }
-    yield from _document("manifest.json", json.dumps([image], separators=(",", ":")).encode())
-    yield tar_writer.END
-
-
-def _document(name: str, data: bytes) -> Iterator[bytes]:
-    yield header(name.encode(), len(data))
-    yield data + bytes(-len(data) % tar_writer.BLOCK)
+    archive.add("manifest.json", json.dumps([image], separators=(",", ":")).encode())
+    archive.end()

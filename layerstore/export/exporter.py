@@ -11,10 +11,11 @@ from typing import NamedTuple
 from layerstore import digests
 from layerstore.collect import IMAGES, LAYERS, index_path
 from layerstore.errors import ImageUnknown, StoreError, show
+from layerstore.export.archive import Archive
 from layerstore.export.destination import Destination, parse_destination
-from layerstore.export.docker import docker_archive
+from layerstore.export.docker import write_docker_archive
 from layerstore.export.layers import Compression, LayerBlobs
-from layerstore.export.layout import ArchiveBlobs, Blobs, add_image, known_layout, new_layout
+from layerstore.export.layout import Blobs, LayoutArchive, add_image, known_layout, new_layout
 from layerstore.export.output import locked, new_directory, new_file, parent_of
 from layerstore.export.root import is_whole, root_tar
 from layerstore.export.tree import TreeWriter
@@ -48,8 +49,8 @@ class Exporter:
     Args:
         root: of the store.
         refs: its database.
-        compression: of the layers, or of the whole where the form has no compressed layers; None:
-            as they came.
+        compression: of the layers, or of a root filesystem's tar; None: as they came where that can
+            be, and plain where the form does without.
         force: replace a file that is there.
         progress: told how far it is.
     """
@@ -86,15 +87,12 @@ class Exporter:
             manifest = None
             if destination.scheme in ("oci", "oci-archive"):
                 manifest = self._layout(destination, image)
-            elif destination.scheme == "dir":
-                self._directory(destination, image)
+            elif destination.scheme == "docker-archive":
+                self._docker(destination, image)
+            elif destination.scheme == "tar":
+                self._tar(destination, image)
             else:
-                is_docker = destination.scheme == "docker-archive"
-                chunks = self._docker(destination, image) if is_docker else self._root_tar(image)
-                method, level = self._compression or Compression("none")
-                with new_file(destination.path, force=self._force) as file:
-                    for chunk in compress(chunks, method, level):
-                        file.write(chunk)
+                self._directory(destination, image)
             return Exported(image_id, manifest, destination.is_stream)
 
     @contextlib.contextmanager
@@ -115,37 +113,50 @@ class Exporter:
 
     def _layout(self, destination: Destination, image: _Image) -> str:
         path = destination.path
-        names = [destination.reference] if destination.reference else image.tags
-        reference = names[0] if names else None
         if destination.scheme == "oci-archive":
-            with new_file(path, force=self._force) as file:
-                spool = None if destination.is_stream else parent_of(path)
-                archive = ArchiveBlobs(file, spool)
-                descriptor = self._add(archive, image, reference)
-                archive.finish(descriptor)
+            with self._archive(destination) as archive:
+                written = LayoutArchive(archive)
+                descriptor = self._add(written, destination, image)
+                written.finish(descriptor)
         elif os.path.isdir(path) and os.listdir(path):
             with known_layout(path) as layout:
-                descriptor = self._add(layout, image, reference)
+                descriptor = self._add(layout, destination, image)
                 with locked(path):
                     layout.finish(descriptor)
         else:
             with new_layout(path) as layout:
-                descriptor = self._add(layout, image, reference)
+                descriptor = self._add(layout, destination, image)
                 layout.finish(descriptor)
         digest: str = descriptor["digest"]
         return digest
 
-    def _add(self, blobs: Blobs, image: _Image, reference: str | None) -> Descriptor:
+    def _add(self, blobs: Blobs, destination: Destination, image: _Image) -> Descriptor:
+        names = [destination.reference] if destination.reference else image.tags
         listed = listed_layers(image.manifest, len(image.layers))
         layers = [
             (layer.diff_id, self._blobs.blob(layer, known))
             for layer, known in zip(image.layers, listed, strict=True)
         ]
+        reference = names[0] if names else None
         return add_image(blobs, image.config, image.manifest, layers, reference)
 
-    def _docker(self, destination: Destination, image: _Image) -> Iterator[bytes]:
+    def _docker(self, destination: Destination, image: _Image) -> None:
         names = [destination.reference] if destination.reference else image.tags
-        return docker_archive(image.config, image.layers, self._blobs.tar, names)
+        compression = self._compression or Compression("none")
+        layers = [(layer, self._blobs.anew(layer, compression)) for layer in image.layers]
+        with self._archive(destination) as archive:
+            write_docker_archive(archive, image.config, layers, names)
+
+    @contextlib.contextmanager
+    def _archive(self, destination: Destination) -> Iterator[Archive]:
+        with new_file(destination.path, force=self._force) as file:
+            yield Archive(file, None if destination.is_stream else parent_of(destination.path))
+
+    def _tar(self, destination: Destination, image: _Image) -> None:
+        method, level = self._compression or Compression("none")
+        with new_file(destination.path, force=self._force) as file:
+            for chunk in compress(self._root_tar(image), method, level):
+                file.write(chunk)
 
     def _root_tar(self, image: _Image) -> Iterator[bytes]:
         if len(image.layers) == 1:

@@ -78,7 +78,11 @@ class LayerBlobs:
             if self._kept.get(listed["digest"]) == listed["size"]:
                 return Blob(lambda: self._verbatim(listed), method_of(listed), listed)
             compression = Compression(method_of(listed))
-        method, level = compression or Compression("gzip")
+        return self.anew(layer, compression or Compression("gzip"))
+
+    def anew(self, layer: LayerRow, compression: Compression) -> Blob:
+        """A layer compressed as asked, whatever it came as."""
+        method, level = compression
         descriptor = None
         if method == "none":
             descriptor = layer_descriptor(layer.diff_id, layer.tar_size, method)
@@ -128,17 +132,6 @@ class LayerBlobs:
             done += len(chunk)
             if self._progress is not None:
                 self._progress(f"exporting {digest[:19]}", done, size)
-
-
-def copy(chunks: Iterator[bytes], file: BinaryIO) -> tuple[str, int]:
-    """Write a blob; returns its digest and size."""
-    hasher = hashlib.sha256()
-    size = 0
-    for chunk in chunks:
-        hasher.update(chunk)
-        file.write(chunk)
-        size += len(chunk)
-    return "sha256:" + hasher.hexdigest(), size
 
 
 def _check(compression: Compression | None) -> None:

@@ -8,17 +8,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
-import tempfile
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from layerstore import digests
 from layerstore.errors import StoreError, show
-from layerstore.export.layers import Blob, copy
+from layerstore.export.archive import Archive, copy
+from layerstore.export.layers import Blob
 from layerstore.export.output import hidden_directory, new_directory, sync_directory
 from layerstore.objects import sync_files
-from layerstore.oci import tar_writer
 from layerstore.oci.files import DirectoryFiles, read_limited
 from layerstore.oci.image import parse_object
 from layerstore.oci.manifests import Descriptor, layer_descriptor, manifest_for, media_type
@@ -75,8 +73,8 @@ def add_image(
     return descriptor
 
 
-def _blob_name(digest: str) -> bytes:
-    return b"blobs/sha256/" + digests.hex_of(digest).encode()
+def _blob_name(digest: str) -> str:
+    return f"blobs/sha256/{digests.hex_of(digest)}"
 
 
 def _described(blob: Blob, digest: str, size: int) -> Descriptor:
@@ -143,7 +141,7 @@ class LayoutDirectory:
         parent = os.path.join(self._layout, b"blobs/sha256")
         os.makedirs(parent, exist_ok=True)
         for digest, path in self._paths.items():
-            os.rename(path, os.path.join(self._layout, _blob_name(digest)))
+            os.rename(path, os.path.join(self._layout, _blob_name(digest).encode()))
         sync_directory(parent)
         index = self._read_index()
         known = [m for m in index["manifests"] if not _is_replaced(m, descriptor)]
@@ -215,37 +213,31 @@ def _json(value: object) -> bytes:
 # --- archives
 
 
-class ArchiveBlobs:
-    """A layout in a tar, written from front to back.
+class LayoutArchive:
+    """A layout in an archive.
 
     Args:
-        file: the archive.
-        directory: for blobs whose size is not known before they are made; None: a temporary one.
+        archive: a new one.
     """
 
-    def __init__(self, file: BinaryIO, directory: bytes | None) -> None:
-        self._file = file
-        self._directory = directory
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
         self._have: set[str] = set()
-        self._add(b"oci-layout", _LAYOUT)
+        archive.add("oci-layout", _LAYOUT)
 
     def add(self, blob: Blob) -> Descriptor:
         """As in `Blobs`."""
         if blob.descriptor is not None:
-            return self._add_stream(blob, blob.chunks(), blob.descriptor)
-        with tempfile.TemporaryFile(dir=self._directory) as spool:
-            digest, size = copy(blob.chunks(), spool)
-            spool.seek(0)
-            descriptor = layer_descriptor(digest, size, blob.method)
-            return self._add_stream(blob, iter(lambda: spool.read(1 << 20), b""), descriptor)
+            return self._add(blob, blob.descriptor, blob.chunks())
+        with self._archive.made(blob.chunks()) as (digest, size, chunks):
+            return self._add(blob, layer_descriptor(digest, size, blob.method), chunks)
 
-    def _add_stream(self, blob: Blob, chunks: Iterator[bytes], wanted: Descriptor) -> Descriptor:
+    def _add(self, blob: Blob, wanted: Descriptor, chunks: Iterator[bytes]) -> Descriptor:
         if wanted["digest"] not in self._have:
             self._have.add(wanted["digest"])
-            self._file.write(header(_blob_name(wanted["digest"]), wanted["size"]))
-            digest, size = copy(chunks, self._file)
+            name = _blob_name(wanted["digest"])
+            digest, size = self._archive.add_stream(name, wanted["size"], chunks)
             _described(blob._replace(descriptor=wanted), digest, size)
-            self._file.write(bytes(-size % tar_writer.BLOCK))
         return wanted
 
     def add_bytes(self, data: bytes) -> None:
@@ -253,19 +245,10 @@ class ArchiveBlobs:
         digest = digests.of_bytes(data)
         if digest not in self._have:
             self._have.add(digest)
-            self._add(_blob_name(digest), data)
+            self._archive.add(_blob_name(digest), data)
 
     def finish(self, descriptor: Descriptor) -> None:
         """Write the index, and the end."""
         index = {"schemaVersion": 2, "mediaType": _INDEX_TYPE, "manifests": [descriptor]}
-        self._add(b"index.json", _json(index))
-        self._file.write(tar_writer.END)
-
-    def _add(self, name: bytes, data: bytes) -> None:
-        self._file.write(header(name, len(data)))
-        self._file.write(data + bytes(-len(data) % tar_writer.BLOCK))
-
-
-def header(name: bytes, size: int) -> bytes:
-    """The header of a file in an archive: no owner and no time, so that the same is the same."""
-    return tar_writer.header(tar_writer.Member(name, stat.S_IFREG, 0o644), size)
+        self._archive.add("index.json", _json(index))
+        self._archive.end()

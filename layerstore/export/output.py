@@ -150,7 +150,11 @@ def hidden_directory(parent: bytes) -> Iterator[bytes]:
     with locked(parent):
         _sweep(parent)
         os.mkdir(name)
-        held = _lock(name)
+        try:
+            held = _lock(name)
+        except BaseException:
+            os.rmdir(name)
+            raise
     try:
         yield name
     finally:

@@ -12,7 +12,8 @@ import trio
 
 from layerstore import digests
 from layerstore.errors import StoreError
-from layerstore.export.layers import Blob, LayerBlobs, copy
+from layerstore.export.archive import copy
+from layerstore.export.layers import Blob, LayerBlobs
 from layerstore.importer import Progress
 from layerstore.oci.manifests import (
     Descriptor,
