@@ -16,11 +16,12 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from overlayfs_py.errors import OverlayError
 from overlayfs_py.overlay.faults import RESTARTS_MAX, Fault
 from overlayfs_py.overlay.values import Attributes, Caller, Changes, DirectoryEntry, Entry
+from overlayfs_py.wire.call import Call
 from overlayfs_py.wire.gate import Gate
 from overlayfs_py.wire.nodes import NodeIds, NodeTable, Record
 
@@ -76,35 +77,6 @@ class OpenFile:
 class OpenDirectory:
     handle: DirectoryHandle
     record: Record
-
-
-class Call(Generic[T]):
-    """One request, ready to be tried, and tried again: verb, arguments, what makes the reply.
-
-    `pins` are the nodes that must outlive it; `begun` is the gate's.
-    """
-
-    __slots__ = ("arguments", "begun", "finish", "pins", "verb")
-
-    def __init__(
-        self,
-        verb: Callable[..., Any],
-        arguments: tuple[Any, ...],
-        finish: Callable[[Any], T] | None = None,
-        pins: tuple[Record, ...] = (),
-    ) -> None:
-        self.verb = verb
-        self.arguments = arguments
-        self.finish = finish
-        self.pins = pins
-        self.begun = False
-
-    def complete(self, result: Any) -> T:
-        return cast(T, result) if self.finish is None else self.finish(result)
-
-    @property
-    def name(self) -> str:
-        return getattr(self.verb, "__name__", repr(self.verb))
 
 
 class Dispatch:

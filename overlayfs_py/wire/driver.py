@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import trio
 
 from overlayfs_py.overlay.faults import RESTARTS_MAX, THREADS_MAX, Fault
-from overlayfs_py.wire.dispatch import Call, Dispatch
+from overlayfs_py.wire.call import Call
+from overlayfs_py.wire.dispatch import Dispatch
 
 T = TypeVar("T")
 

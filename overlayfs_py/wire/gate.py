@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from overlayfs_py.overlay.faults import Fault
+from overlayfs_py.wire.call import Call
 
 CHANGING = frozenset(
     {
@@ -45,19 +45,6 @@ _IOC_WRITE = 1 << 30
 """In the number of an ioctl(2): the caller gives something."""
 
 
-class Call(Protocol):
-    """A request, as far as the gate is concerned. `begun`: it asked for slow work, and has no reply yet."""
-
-    verb: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    begun: bool
-
-    @property
-    def name(self) -> str:
-        """The verb's."""
-        ...
-
-
 class Gate:
     """The gate of one mount, open at first."""
 
@@ -66,7 +53,7 @@ class Gate:
         self._begun = 0
         self._owner = 0
 
-    def run(self, call: Call) -> Any:
+    def run(self, call: Call[Any]) -> Any:
         """Carry out a call's verb.
 
         Raises:
@@ -84,7 +71,7 @@ class Gate:
                 self._begun += 1
             raise
 
-    def end(self, call: Call) -> None:
+    def end(self, call: Call[Any]) -> None:
         """A call that asked for slow work has its reply."""
         if call.begun:
             call.begun = False
@@ -120,7 +107,7 @@ class Gate:
             self._condition.wait_for(lambda: not self._owner)
 
 
-def _changes(call: Call) -> bool:
+def _changes(call: Call[Any]) -> bool:
     name = call.name
     if name == "open":
         flags: int = call.arguments[1]

@@ -22,7 +22,8 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, StatvfsData
 
 from overlayfs_py.overlay.values import Attributes, Caller, Changes
-from overlayfs_py.wire.dispatch import Call, Dispatch, ListedEntry, Refused, WireEntry
+from overlayfs_py.wire.call import Call
+from overlayfs_py.wire.dispatch import Dispatch, ListedEntry, Refused, WireEntry
 from overlayfs_py.wire.driver import Driver
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from overlayfs_py.wire.dispatch import Call, Dispatch
+from overlayfs_py.wire.call import Call
+from overlayfs_py.wire.dispatch import Dispatch
 from overlayfs_py.wire.nodes import InodeNumbers
 from tests.wire.double import MemoryOverlay
 

@@ -13,8 +13,9 @@ from overlayfs_py.freezing import FREEZE
 from overlayfs_py.overlay.faults import Fault
 from overlayfs_py.overlay.overlay import Overlay
 from overlayfs_py.overlay.values import Caller
+from overlayfs_py.wire.call import Call
 from overlayfs_py.wire.device.protocol import IOCTL_DIR, IOCTL_IN, RELEASE_IN, Opcode
-from overlayfs_py.wire.dispatch import Call, Refused
+from overlayfs_py.wire.dispatch import Refused
 from overlayfs_py.wire.gate import CHANGING
 from overlayfs_py.wire.nodes import ROOT_ID
 from tests.wire.conftest import Wire

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from overlayfs_py.freezing import FREEZE
 from overlayfs_py.overlay.values import Attributes, Changes
+from overlayfs_py.wire.call import Call
 from overlayfs_py.wire.device import protocol, replies
 from overlayfs_py.wire.device.decode import (
     Header,
@@ -26,7 +27,7 @@ from overlayfs_py.wire.device.killpriv import CAPABILITY, KillOrders
 from overlayfs_py.wire.device.negotiate import WRITE_MAX, Terms
 from overlayfs_py.wire.device.protocol import Opcode, Valid
 from overlayfs_py.wire.device.verbs import DeviceDispatch, Opened
-from overlayfs_py.wire.dispatch import Call, WireEntry
+from overlayfs_py.wire.dispatch import WireEntry
 
 Reply = bytes | memoryview | list[bytes]
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from overlayfs_py.errors import OverlayError
 from overlayfs_py.overlay.faults import Fault
 from overlayfs_py.overlay.values import Attributes, Caller, DirectoryEntry, Entry
+from overlayfs_py.wire.call import Call
 from overlayfs_py.wire.device import replies
 from overlayfs_py.wire.device.passthrough import Backings
 from overlayfs_py.wire.device.protocol import DIRENT, DIRENTPLUS, OUT_HEADER, Open
 from overlayfs_py.wire.device.replies import Timeout
-from overlayfs_py.wire.dispatch import ABSENT, Call, Dispatch, OpenDirectory, OpenFile, WireEntry
+from overlayfs_py.wire.dispatch import ABSENT, Dispatch, OpenDirectory, OpenFile, WireEntry
 from overlayfs_py.wire.nodes import ROOT_ID, Counter, NodeIds, Record
 
 if TYPE_CHECKING:
