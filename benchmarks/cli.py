@@ -137,7 +137,7 @@ def _run(options: argparse.Namespace, command: list[str]) -> int:
     bases = [word for word in options.on.split(",") if word]
     cells = plan.cells(options.quick, only, bases)
     if options.list:
-        for cell in cells:
+        for cell in cells if options.quick or only else plan.cells(False, ["*"], bases):
             for row in cell.rows():
                 print(row.id)
         return 0

@@ -56,9 +56,10 @@ def _key(name: str, variant: Variant) -> str:
 def cells(quick: bool, only: Sequence[str], bases: Sequence[str]) -> list[Cell]:
     """The cells of a run.
 
-    `only` holds row ids, workload names or shell patterns of either (none: all rows). A quick run
-    takes the quick rows among them, or all of them where none is quick. `bases` replaces what the
-    workloads name (none: theirs). Raises UserError where a word matches no row, or names no base.
+    `only` holds row ids, workload names or shell patterns of either (none: all rows but those that
+    are taken on request). A quick run takes the quick rows among them, or all of them where none is
+    quick. `bases` replaces what the workloads name (none: theirs). Raises UserError where a word
+    matches no row, or names no base.
     """
     for base in bases:
         if base not in BASES:
@@ -66,7 +67,7 @@ def cells(quick: bool, only: Sequence[str], bases: Sequence[str]) -> list[Cell]:
     quickly = _on_bases(lambda variant: (variant.quick and bases) or variant.quick)
     fully = _on_bases(lambda variant: bases or variant.bases)
     if not only:
-        return quickly if quick else fully
+        return quickly if quick else [cell for cell in fully if not cell.variant.on_request]
     for word in only:
         if not _matching(fully, [word]):
             raise UserError(_no_such_row(word, fully))

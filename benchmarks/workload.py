@@ -32,7 +32,8 @@ class Variant:
     `bases` are the file systems it runs on unless the user names others, `quick` those of a quick
     run; `seconds` a guess at one sample without mounting, for the estimate; `space` the bytes its
     layers, an upper and a plain copy may need together on the base. `read_only` mounts have no
-    upper; the kernel's overlayfs then asks for two layers at least.
+    upper; the kernel's overlayfs then asks for two layers at least. `on_request` ones are taken
+    only where they are named: they need what is not built on the way.
     """
 
     parameters: dict[str, Parameter]
@@ -41,6 +42,7 @@ class Variant:
     seconds: float = 0.2
     space: int = 64 << 20
     read_only: bool = False
+    on_request: bool = False
 
 
 def works_in_a_tree(spec: Spec) -> bool:

@@ -5,6 +5,7 @@ tools/figures WHAT...          only import, mount, container, disk, export or tr
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -68,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise UserError(f"{word}: expected one of {', '.join((*ROWS, *CHECKS))}")
         if (warning := machine.busy()) is not None:
             print(warning, file=sys.stderr)
+        for left in scratch.sweep(options.directory):
+            print(f"cleared {left}, left by a run that was killed", file=sys.stderr)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         findings = []
         for finding in _findings(options, wanted):
             show(finding)

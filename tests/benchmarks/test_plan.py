@@ -37,6 +37,12 @@ def test_any_row_can_be_asked_for_alone() -> None:
         assert len(plan.cells(False, [row], [])) == 1
 
 
+def test_what_needs_more_than_a_run_builds_is_taken_on_request() -> None:
+    assert not any(name.startswith("family-") for name in ids(plan.cells(False, [], [])))
+    assert ids(plan.cells(False, ["family-import.time*django*"], []))
+    assert set(ids(plan.cells(False, [], []))) < set(ids(plan.cells(False, ["*"], [])))
+
+
 def test_rows_are_asked_for_by_workload_and_pattern() -> None:
     assert {name.partition("/")[0] for name in ids(plan.cells(False, ["walk"], []))} == {"walk"}
     found = ids(plan.cells(False, ["lookup-*/layers=1@tmpfs"], []))
