@@ -14,7 +14,7 @@ from tests.model.layers import Layer, write_layer
 from tests.model.observe import Seen
 
 _libc = ctypes.CDLL(None, use_errno=True)
-MS_REMOUNT, MS_REC, MS_PRIVATE = 0x20, 0x4000, 0x40000
+MS_RDONLY, MS_REMOUNT, MS_REC, MS_PRIVATE = 0x1, 0x20, 0x4000, 0x40000
 MNT_DETACH = 2
 AT_FDCWD = -100
 

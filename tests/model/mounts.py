@@ -10,9 +10,10 @@ import sys
 import time
 from typing import Any, ClassVar
 
+from layerstore.store import Store
 from tests.model import observe
 from tests.model.layers import Layer
-from tests.model.mounted import Mounted, mount, unmount
+from tests.model.mounted import MS_RDONLY, Mounted, escape_option, mount, unmount
 
 
 def await_mount(mountpoint: bytes, daemon: subprocess.Popen[Any]) -> None:
@@ -64,10 +65,14 @@ class Served(Mounted):
 
     def start(self) -> None:
         options = self.directories() + (b"," + self.options if self.options else b"")
+        self.serve("-f", "-o", options, self.merged)
+
+    def serve(self, *arguments: str | bytes) -> None:
+        """Start the daemon, and wait for the mount."""
         self.log = os.path.join(self.scratch, b"log")
         with open(self.log, "ab") as log:
             self.daemon = subprocess.Popen(
-                [*self.command, "-f", "-o", options, self.merged],
+                [*self.command, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -125,6 +130,41 @@ class Device(Ours):
 
     name = "device"
     options = b"transport=device"
+
+
+class Imaged(Device):
+    """overlayfs-py over an image of the lower layers, which the kernel merges for it."""
+
+    name = "imaged"
+    # An image that is made anew numbers its inodes anew, and knows of no names that were hidden in what it was made of.
+    dialect = observe.Dialect(stable_ino=False, hidden_links=False)
+
+    def __init__(self, scratch: bytes, stack: list[Layer], umask: int) -> None:
+        self._images = 0
+        self._imaged: list[bytes] = []
+        super().__init__(scratch, stack, umask)
+
+    def start(self) -> None:
+        if self.lowers != self._imaged:
+            self._make_image()
+        self.serve(
+            *("mount", "--root", os.path.join(self.scratch, b"store"), "--upper", self.upper),
+            *("--work", self.work, "-f", f"model{self._images}", self.merged),
+        )
+
+    def _make_image(self) -> None:
+        """Have an image of what the lower layers show."""
+        whole = self._new_directory(b"whole")
+        # The kernel takes no single lower directory.
+        lowers = b":".join(map(escape_option, [*self.lowers, self._new_directory(b"nothing")]))
+        mount(b"overlay", whole, b"overlay", MS_RDONLY, b"redirect_dir=follow,lowerdir=" + lowers)
+        self._images += 1
+        try:
+            with Store.open(os.path.join(self.scratch, b"store"), create=True) as store:
+                store.import_image(f"dir:{os.fsdecode(whole)}", f"model{self._images}")
+        finally:
+            unmount(whole)
+        self._imaged = list(self.lowers)
 
 
 class Alternating(Ours, Kernel):

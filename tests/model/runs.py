@@ -12,7 +12,7 @@ from tests.model import acl, compare, layers
 from tests.model.compare import Comparison, Disagreement, Subject
 from tests.model.generate import GROWING, KINDS, SHORT_NAMES, Features, Generator, Operation
 from tests.model.layers import WHITEOUT_FORMS, Layer
-from tests.model.mounts import Alternating, Device, FuseOverlayfs, Kernel, Ours
+from tests.model.mounts import Alternating, Device, FuseOverlayfs, Imaged, Kernel, Ours
 from tests.model.verbs import Verbs
 
 TREE_MAX = 45
@@ -104,6 +104,7 @@ KINDS_OF_SUBJECT: dict[str, Kind] = {
     "mounted": Ours,
     "alternating": Alternating,
     "device": Device,
+    "imaged": Imaged,
     "verbs": Verbs,
 }
 

@@ -55,8 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--subject",
         action="append",
-        help="verbs (default; without a mount), mounted, kernel, alternating (the kernel and ours by "
-        "turns on the same directories), fuse-overlayfs; may be repeated",
+        help="verbs (default; without a mount), mounted, kernel, imaged (over an image of the lower "
+        "layers), alternating (the kernel and ours by turns on the same directories), "
+        "fuse-overlayfs; may be repeated",
     )
     parser.add_argument("--crash", action="store_true", help="end operations at random changes")
     parser.add_argument("--layers-on", choices=["tmpfs", "disk"], default="tmpfs")
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     rules = ALL
     if "alternating" in subjects:
         rules = BY_TURNS
-    elif "mounted" in subjects:
+    elif "mounted" in subjects or "imaged" in subjects:
         rules = SERVED
     elif chosen.crash or "kernel" in subjects:
         rules = AS_THE_KERNEL
