@@ -65,6 +65,13 @@ def random_stack(
     return [_random_layer(chance, names, chance.choice(whiteouts)) for _ in range(count)]
 
 
+def drop_sockets(stack: list[Layer]) -> None:
+    """Leave sockets out of all layers."""
+    for layer in stack:
+        for path in [path for path, entry in layer.items() if stat.S_ISSOCK(entry.mode)]:
+            del layer[path]
+
+
 def _random_layer(chance: random.Random, names: tuple[bytes, ...], whiteout: str) -> Layer:
     layer: Layer = {}
     directories = [b""]

@@ -24,11 +24,12 @@ SHRINKING = ("unlink", "rmdir", "rename", "write")
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What all subjects of a comparison can do; `whiteouts`: how a layer may say that a name is
-    gone; `weights`: of kinds of operation, where not `KINDS`'s."""
+    gone; `weights`: of kinds of operation, where not `KINDS`'s; `sockets`: lower layers may have some."""
 
     features: Features
     whiteouts: tuple[str, ...] = WHITEOUT_FORMS
     weights: Mapping[str, float] = field(default_factory=dict)
+    sockets: bool = True
 
 
 ALL = Rules(Features())
@@ -39,6 +40,9 @@ AS_THE_KERNEL = Rules(
 
 SERVED = replace(AS_THE_KERNEL, weights={"remount": 0.5, "rotate": 0.3})
 """The same where a daemon must be started for every mount, which takes longer than 20 operations."""
+
+OVER_IMAGES = replace(SERVED, weights={"remount": 0.5, "rotate": 0.0}, sockets=False)
+"""No archive that an image comes from has a socket; and an upper that becomes a lower layer may have one."""
 
 BY_TURNS = replace(AS_THE_KERNEL, weights={"remount": 5, "rotate": 0.3})
 
@@ -79,6 +83,8 @@ def plan(seed: int, rules: Rules) -> Plan:
     features = rules.features
     count = chance.randint(1, 4)
     stack = layers.random_stack(chance, count, features.names, rules.whiteouts)
+    if not rules.sockets:
+        layers.drop_sockets(stack)
     layers.drop_stray_whiteouts(stack, as_the_kernel=rules.whiteouts == ("device",))
     umask = chance.choice([0, 0, 0o022, 0o077])
     if umask and not features.umask_and_default_acls:

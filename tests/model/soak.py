@@ -18,7 +18,17 @@ import time
 from tests.model.compare import Disagreement
 from tests.model.crash import crash_run
 from tests.model.mounted import MS_PRIVATE, MS_REC, detach, mount
-from tests.model.runs import ALL, AS_THE_KERNEL, BY_TURNS, SERVED, explain, makers, one_run, plan
+from tests.model.runs import (
+    ALL,
+    AS_THE_KERNEL,
+    BY_TURNS,
+    OVER_IMAGES,
+    SERVED,
+    explain,
+    makers,
+    one_run,
+    plan,
+)
 from tests.model.scratch import scratch_directory
 
 CLONE_NEWNS = 0x20000
@@ -73,7 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     rules = ALL
     if "alternating" in subjects:
         rules = BY_TURNS
-    elif "mounted" in subjects or "imaged" in subjects:
+    elif "imaged" in subjects:
+        rules = OVER_IMAGES
+    elif "mounted" in subjects:
         rules = SERVED
     elif chosen.crash or "kernel" in subjects:
         rules = AS_THE_KERNEL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.model.machine import run_machine
-from tests.model.runs import SERVED, makers
+from tests.model.runs import OVER_IMAGES, SERVED, makers
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
 
@@ -20,6 +20,6 @@ def test_a_mount_does_what_the_kernel_and_the_model_do(scratch: str, seed: int) 
 
 def test_a_mount_of_an_image_does_what_the_model_does(scratch: str, seed: int) -> None:
     make = makers(["imaged"], scratch)
-    assert run_machine(make, SERVED, OPERATIONS_OVER_IMAGES, seed, steps=400) >= (
+    assert run_machine(make, OVER_IMAGES, OPERATIONS_OVER_IMAGES, seed, steps=400) >= (
         OPERATIONS_OVER_IMAGES
     )
