@@ -78,6 +78,7 @@ def _collect(root: bytes, refs: Refs) -> Collected:
                 f"{show(path)}: the index is missing: nothing is deleted before layerstore fsck"
                 " --repair has put it back"
             )
+    freed = 0
     unneeded: list[tuple[bytes, int]] = []
     live: set[bytes] = set()
     try:
@@ -87,13 +88,14 @@ def _collect(root: bytes, refs: Refs) -> Collected:
                 live |= objects_of(path)
             else:
                 unneeded.append((path, held))
-        for path, _ in unneeded:
+        for path, held in unneeded:
+            freed += os.fstat(held).st_size
             os.unlink(path)
     finally:
         for _, held in unneeded:
             os.close(held)
     objects = Objects(os.path.join(root, b"objects"))
-    removed = freed = 0
+    removed = 0
     for digest in objects:
         if bytes.fromhex(digests.hex_of(digest)) not in live:
             freed += objects.remove(digest)

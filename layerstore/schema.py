@@ -61,7 +61,7 @@ CREATE TABLE leases (
 CREATE INDEX leases_by_image ON leases (image_id);
 """
 
-# Keyed by the digest's 32 bytes, without a row id: one tree of some 50 bytes an object.
+# Keyed by the digest's 32 bytes, without a row id: one tree of 54 bytes an object.
 _CHECKSUMS = """
 CREATE TABLE checksums (
     object BLOB PRIMARY KEY,

@@ -1,7 +1,7 @@
 """scrub: whether objects still are what their names say, read from the disk.
 
 By SHA-256, or as fast as the disk goes by the XXH3 that each import notes beside its objects (in the
-database: 60 bytes an object, where a file beside each would cost a block). XXH3 is no defence
+database: 54 bytes an object, where a file beside each would cost a block). XXH3 is no defence
 against anybody who wants to deceive, only against disks; so where it differs SHA-256 decides.
 
 A damaged object leaves the store at once, into ROOT/quarantine: a mount then answers EIO for its

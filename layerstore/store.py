@@ -139,11 +139,17 @@ class Store:
         return self._image(row, tags)
 
     def index_of(self, name: str) -> bytes:
-        """The path of the image's index; finds the image as `resolve` does, and looks at none of its
-        layers: what a mount needs costs the same whatever their number.
+        """The path of an image's index; see `ground_of`."""
+        return self.ground_of(name).index_path
+
+    def ground_of(self, name: str) -> Ground:
+        """What a mount needs of an image; finds it as `resolve` does, and looks at none of its layers:
+        that costs the same whatever their number.
         """
-        row, _ = self._find(name)
-        return index_path(self.root, IMAGES, row.chain_id)
+        row, tags = self._find(name)
+        shown = next((tag for tag, image_id in tags.items() if image_id == row.id), None)
+        index = index_path(self.root, IMAGES, row.chain_id)
+        return Ground(row.id, shown or short_id(row.id), index)
 
     def _find(self, name: str) -> tuple[ImageRow, dict[str, str]]:
         tags = self._refs.tags()
@@ -375,7 +381,7 @@ class Store:
 
     # --- named uppers
 
-    def named_upper(self, name: str, image: Image) -> tuple[bytes, bytes]:
+    def named_upper(self, name: str, image: Image | Ground) -> tuple[bytes, bytes]:
         """The upper and work directory called `name`, made when it is first asked for.
 
         The new upper has the attributes of the image's root, which it stands for in the union.
@@ -383,8 +389,9 @@ class Store:
         Raises:
             StoreError: the name cannot be one, or belongs to another image.
         """
-        ground = Ground(image.id, image.name, image.image_index)
-        return self._uppers.get(name, ground)
+        if isinstance(image, Image):
+            image = Ground(image.id, image.name, image.image_index)
+        return self._uppers.get(name, image)
 
     def mark_metacopies(self, name: str) -> None:
         """Note that a named upper may get files that only have attributes (metacopies)."""

@@ -24,7 +24,8 @@ _METACOPY = b"metacopy"
 
 
 class Ground(NamedTuple):
-    """What an upper is on: an image's id, its name for messages, and the path of its index."""
+    """What an upper or a mount is on: an image's id, its name for messages, and the path of its
+    index."""
 
     id: str
     name: str

@@ -179,7 +179,7 @@ def _find_named_upper(options: MountOptions) -> None:
 
     try:
         store = Store.open(options.store_root, create=False)
-        image = store.resolve(options.image)
+        image = store.ground_of(options.image)
         options.upperdir, options.workdir = store.named_upper(options.upper_name, image)
         # The kernel has mounted it, and may have left files without data in it.
         options.metacopy = options.metacopy or store.has_metacopies(options.upper_name)

@@ -157,7 +157,7 @@ def _rm(arguments: argparse.Namespace) -> int:
                 objects, freed = objects + done.objects, freed + done.bytes
     if arguments.json:
         print_json({"objects": objects, "bytes": freed})
-    elif objects:
+    elif freed:
         print(f"freed {size(freed)} in {objects} objects")
     return status
 

@@ -70,16 +70,16 @@ def _mount_image(options: MountOptions, mountpoint: bytes) -> None:
 
 def _mount(store: Store, options: MountOptions, mountpoint: bytes) -> None:
     assert options.image is not None
-    image = store.resolve(options.image)
+    image = store.ground_of(options.image)
     # Open, it cannot be removed before the lease is there and the mount after it.
-    with Index(image.image_index):
+    with Index(image.index_path):
         if options.upper_name is not None:
             options.upperdir, options.workdir = store.named_upper(options.upper_name, image)
         hold = preflight.check_layers(options)
         try:
             lease = store.leases.add_mount(image.id, mountpoint, options.upper_name)
             try:
-                made = _build(_recipe(options, image.image_index, store.objects_dir), mountpoint)
+                made = _build(_recipe(options, image.index_path, store.objects_dir), mountpoint)
                 try:
                     if options.upper_name is not None:
                         store.mark_metacopies(options.upper_name)
