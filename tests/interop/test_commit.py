@@ -24,7 +24,6 @@ from tests.interop import same
 from tests.interop.same import Tree
 from tests.interop.stack import FUSE_OVERLAYFS, KERNEL, OURS, Stack
 from tests.interop.test_trusted import KERNEL_OPTIONS, Place
-from tests.layerstore.archives import layout_of
 from tests.layerstore.stores import litter, problems
 from tests.model.compare import Disagreement
 from tests.model.generate import op
@@ -252,23 +251,14 @@ def test_a_mounted_upper_is_refused(tmpfs: Path, images: Images, by: str) -> Non
     images.commit(images.empty, [os.fsencode(stack.upper)])
 
 
-def layout(store: Store, image: Image, directory: Path) -> str:
-    """Write an image of the store as an OCI layout; where umoci and skopeo find it."""
-    tars = []
-    for layer in image.layers:
-        with store.layer_tar(layer.diff_id) as tar:
-            tars.append(tar.read())
-    layout_of(tars, name="made", config=image.config).directory(directory)
-    return f"{directory}:made"
-
-
 def test_umoci_unpacks_the_same(place: Place, images: Images, tmp_path: Path) -> None:
     stack = place()
     directory, expected = changed(stack, *WRITERS["kernel"])
     base = images.store.import_image(f"dir:{os.fsdecode(directory)}", "base")
     assert stack.upper is not None
     image = images.commit(base, [os.fsencode(stack.upper)])
-    made = layout(images.store, image, tmp_path / "layout")
+    made = f"{tmp_path}/layout:made"
+    images.store.export_image(image.id, f"oci:{made}")
     bundle = str(stack.directory / "bundle")
     subprocess.run(["umoci", "unpack", "--image", made, bundle], check=True, capture_output=True)
     found = same.seen(os.fsencode(bundle) + b"/rootfs")
