@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -339,6 +343,27 @@ def test_a_stall(served: Served, impatient: Access, store: Store) -> None:
 
     served.rules.append(rule)
     failed(store, served, impatient, "nothing came for 0.5 seconds")
+
+
+def test_interrupted_while_a_registry_stalls(served: Served, store: Store, root: Path) -> None:
+    asked = threading.Event()
+
+    def rule(handler: Handler, request: Request) -> bool:
+        if request.method != "PUT":
+            return False
+        asked.set()
+        served.stop.wait()
+        return True
+
+    served.rules.append(rule)
+    command = [sys.executable, "-m", "layerstore", "--root", str(root), "push", "--insecure", "app"]
+    with subprocess.Popen([*command, f"{served.name}/a:1"], stderr=subprocess.PIPE) as running:
+        assert asked.wait(60)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == 130
+        assert running.stderr is not None
+        assert running.stderr.read() == b"layerstore: interrupted\n"
+    assert served.manifests == {}
 
 
 def test_a_digest_that_it_has_not(served: Served, access: Access, store: Store) -> None:
