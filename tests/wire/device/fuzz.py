@@ -248,8 +248,9 @@ def _follow(workers: list[subprocess.Popen[str]]) -> list[Tally]:
     def listen(number: int) -> None:
         stream = workers[number].stdout
         assert stream is not None
-        for text in stream:
-            tallies[number] = msgspec.json.decode(text, type=Tally)
+        with stream:
+            for text in stream:
+                tallies[number] = msgspec.json.decode(text, type=Tally)
 
     threads = [threading.Thread(target=listen, args=(number,)) for number in range(len(workers))]
     for thread in threads:
