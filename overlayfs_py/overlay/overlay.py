@@ -23,6 +23,7 @@ from overlayfs_py.overlay import (
     fileattr,
     handles,
     index,
+    plain,
     protection,
     remove,
 )
@@ -33,7 +34,6 @@ from overlayfs_py.overlay.faults import Fault
 from overlayfs_py.overlay.handles import DirectoryHandle, FileHandle
 from overlayfs_py.overlay.lookup import adopt, new_node, resolve
 from overlayfs_py.overlay.node import Lower, Node
-from overlayfs_py.overlay.plain import PlainDirectory, plain_directory
 from overlayfs_py.overlay.staged import StagedData
 from overlayfs_py.overlay.state import State
 from overlayfs_py.overlay.values import Attributes, Caller, Changes, DirectoryEntry, Entry
@@ -316,9 +316,26 @@ class Overlay:
     ) -> Iterator[tuple[DirectoryEntry, Entry | None]]:
         return handles.readdirplus(self.state, handle, offset)
 
-    def plain_directory(self, node: Node) -> PlainDirectory | None:
+    def plain_directory(self, node: Node) -> plain.PlainDirectory | None:
         """What of a directory can be looked up without a verb; None if nothing."""
-        return plain_directory(self.state, node)
+        return plain.plain_directory(self.state, node)
+
+    @property
+    def changes_plainly(self) -> bool:
+        """Whether plain changes in the upper can be made without a verb."""
+        return plain.changes_plainly(self.state)
+
+    def nameless_upper(self, pin: int) -> Node:
+        """See plain.nameless_upper."""
+        return plain.nameless_upper(self.state, pin)
+
+    def nameless_lower(self, root_fd: int, path: bytes, ino: int) -> Node:
+        """See plain.nameless_lower."""
+        return plain.nameless_lower(self.state, plain.below(self.state, root_fd, path), ino)
+
+    def nameless_in_image(self, index_fd: int, nid: int, ino: int) -> Node:
+        """See plain.nameless_lower."""
+        return plain.nameless_lower(self.state, plain.in_image(self.state, index_fd, nid), ino)
 
     def releasedir(self, handle: DirectoryHandle) -> None:
         handle.listing = None

@@ -6,11 +6,12 @@ Thread: the one that runs the verbs.
 from __future__ import annotations
 
 import os
+import stat
 from typing import NamedTuple
 
 from overlayfs_py.layers.directory import DEVICES_MARK, DirectoryLayer
 from overlayfs_py.layers.image import ImageLayer
-from overlayfs_py.overlay.lookup import breaks_links
+from overlayfs_py.overlay.lookup import breaks_links, new_node
 from overlayfs_py.overlay.node import Lower, Node
 from overlayfs_py.overlay.state import State
 
@@ -39,7 +40,7 @@ class ImagePart(NamedTuple):
 
 
 class PlainDirectory(NamedTuple):
-    """The lower directories, top first, and the upper one as (descriptor, path).
+    """The lower directories, top first, and the upper one as (root descriptor, path, st_dev, position).
 
     The topmost that has a name decides. If that is a plain file or a symlink, and, where it is empty, without xattrs,
     its status is what callers see. A directory without xattrs shows what is in it, and below that what is in those
@@ -49,7 +50,7 @@ class PlainDirectory(NamedTuple):
 
     parts: list[Part]
     image: ImagePart | None
-    upper: tuple[int, bytes] | None
+    upper: tuple[int, bytes, int, int] | None
     listable: bool
 
 
@@ -60,12 +61,16 @@ def plain_directory(state: State, node: Node) -> PlainDirectory | None:
     """
     if not (node.is_dir and node.linked and state.config.caching and state.ids.plain):
         return None
+    if node.ino in state.protected:
+        return None
     upper = None
     if node.upper:
         assert state.upper is not None
         if state.upper.override is not None:
             return None
-        upper = state.upper.tree.fd, state.path(node)
+        path = state.path(node)
+        device = state.upper.stat(path).st_dev
+        upper = state.upper.tree.fd, path, device, state.numbers.register(device)
     image = _image_part(state, node.lowers)
     if image is not None:
         return PlainDirectory([], image, upper, not breaks_links(state))
@@ -97,3 +102,48 @@ def _image_part(state: State, lowers: tuple[Lower, ...]) -> ImagePart | None:
     if position >= _POSITIONS_MAX:
         return None
     return ImagePart(layer.index.fileno(), layer.objects_fd, ref, position)
+
+
+def changes_plainly(state: State) -> bool:
+    """Whether what the upper's filesystem makes of a change is what callers are to see: owners, modes and ACLs as they
+    are, whiteouts as devices."""
+    return (
+        state.upper is not None
+        and state.upper.override is None
+        and state.upper.device_whiteouts
+        and state.ids.plain
+        and not state.config.noacl
+    )
+
+
+def nameless_upper(state: State, pin: int) -> Node:
+    """The node of an upper object that lost its name to a change that no verb made; keeps the descriptor."""
+    node = new_node(state, None, b"", os.fstat(pin))
+    node.pin = pin
+    return node
+
+
+def nameless_lower(state: State, lower: Lower, ino: int) -> Node:
+    """The same of a lower object that a whiteout hides."""
+    node = Node(ino, stat.S_IFMT(lower.layer.stat(lower.ref).st_mode), None, b"")
+    node.lowers = (lower,)
+    state.nodes.add(node)
+    return node
+
+
+def below(state: State, root_fd: int, path: bytes) -> Lower:
+    """An object of the directory layer whose root is open as `root_fd`."""
+    return next(
+        Lower(layer, path)
+        for layer in state.lowers
+        if isinstance(layer, DirectoryLayer) and layer.tree.fd == root_fd
+    )
+
+
+def in_image(state: State, index_fd: int, nid: int) -> Lower:
+    """An object of the image whose index is open as `index_fd`."""
+    return next(
+        Lower(layer, nid)
+        for layer in state.lowers
+        if isinstance(layer, ImageLayer) and layer.index.fileno() == index_fd
+    )

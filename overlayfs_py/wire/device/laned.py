@@ -40,6 +40,11 @@ _NAMES_AT = {
     Opcode.LINK: protocol.LINK_IN.size,
     Opcode.CREATE: protocol.CREATE_IN.size,
 }
+_COPIES = frozenset({Opcode.COPY_FILE_RANGE, Opcode.COPY_FILE_RANGE_64})
+_COPY_TARGET_AT = 16
+"""Of nodeid_out in struct fuse_copy_file_range_in."""
+_ONCE = os.O_CREAT | os.O_EXCL | os.O_TRUNC
+"""Flags of an open that have had their effect."""
 _RENAMES = {Opcode.RENAME: protocol.RENAME_IN.size, Opcode.RENAME2: protocol.RENAME2_IN.size}
 _OF_DIRECTORIES = frozenset(
     {Opcode.READDIR, Opcode.READDIRPLUS, Opcode.RELEASEDIR, Opcode.FSYNCDIR, Opcode.IOCTL}
@@ -72,19 +77,19 @@ class Laned(Counter):
 
     def entered(self, record: Record) -> None:
         if record.id >= FIRST_ID:
-            lookups, backing, files = self.lane.hand_over(record.id)
+            lookups, backing, upper, files = self.lane.hand_over(record.id)
             record.lookups += lookups
             for file, fd, flags, uid, gid, pid in files:
                 caller = Caller(uid, gid, pid)
                 handle = self._handle(record.node, flags, fd, caller)
                 if handle is not None:
-                    self._dispatch.take_file(file, handle, record, caller, backing)
+                    self._dispatch.take_file(file, handle, record, caller, backing, upper)
 
     def _handle(self, node: Node, flags: int, fd: int, caller: Caller) -> FileHandle | None:
         if fd >= 0:
             return lower_file(node, flags, fd)
         try:
-            return self._overlay.open(node, flags, caller)
+            return self._overlay.open(node, flags & ~_ONCE, caller)
         except OSError as error:
             log.error("%r, which is open, cannot be opened again: %s", node.name, error)
             return None
@@ -133,6 +138,13 @@ class Laned(Counter):
             if opcode == Opcode.LINK and len(body) >= _U64.size:
                 self._take_over(_U64.unpack_from(body)[0])
             self._retract(node, _name(body[start:]))
+            if opcode == Opcode.RMDIR:
+                self.lane.removing()
+        elif opcode == Opcode.IOCTL:
+            # A directory may be protected from now on: each is looked at again before a name in it changes.
+            self.lane.moved()
+        elif opcode in _COPIES and len(body) >= _COPY_TARGET_AT + _U64.size:
+            self._take_over(_U64.unpack_from(body, _COPY_TARGET_AT)[0])
         elif opcode in _RENAMES:
             self._before_rename(node, body, _RENAMES[Opcode(opcode)])
         elif opcode in _OF_DIRECTORIES and len(body) >= _U64.size:
@@ -161,6 +173,8 @@ class Laned(Counter):
             while id >= FIRST_ID and (found := self.lane.owns(id)) is not None:
                 chain.append((id, *found))
                 id = found[0]
+            if not chain:
+                self._take_nameless(id)
             for each, parent, name, ino in reversed(chain):
                 record = self._dispatch.record(parent)
                 if record is None:
@@ -171,6 +185,20 @@ class Laned(Counter):
             for each, *_ in chain:
                 # The kernel may have forgotten it long ago.
                 self._dispatch.reconsider(each)
+
+    def _take_nameless(self, id: int) -> None:
+        found = self.lane.nameless(id) if id >= FIRST_ID else None
+        if found is None:
+            return
+        pin, place, ino = found
+        if place is None:
+            node = self._overlay.nameless_upper(pin)
+        elif isinstance(place[1], bytes):
+            node = self._overlay.nameless_lower(place[0], place[1], ino)
+        else:
+            index_fd = next(fd for fd, number in self._images.items() if number == place[0])
+            node = self._overlay.nameless_in_image(index_fd, place[1], ino)
+        self._dispatch.enter_again(node)
 
     def _take(self, id: int, parent: Node, name: bytes, ino: int) -> None:
         """Under the mount's lock."""
@@ -194,7 +222,7 @@ class Laned(Counter):
                 fault.work()
 
     def _give_up(self, id: int, ino: int) -> None:
-        for _, fd, *_ in self.lane.hand_over(id)[2]:
+        for _, fd, *_ in self.lane.hand_over(id)[3]:
             if fd >= 0:
                 os.close(fd)
         self.lane.gone(ino, id, False)

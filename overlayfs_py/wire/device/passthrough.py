@@ -107,13 +107,17 @@ class Backings:
                 self._changed(node)
         return Open.PASSTHROUGH, inode.backing
 
-    def took(self, file: int, node: int, backing: int) -> None:
-        """Somebody else opened a file for reading, with this backing id; 0: without one."""
-        inode = self._inodes.setdefault(node, _Inode(backing, False))
+    def took(self, file: int, node: int, handle: FileHandle, backing: int, *, upper: bool) -> None:
+        """Somebody else opened a file, with this backing id; 0: without one. While it was open for writing the kernel
+        was told to keep no attributes."""
+        inode = self._inodes.setdefault(node, _Inode(backing, upper))
         inode.opens += 1
-        self._files[file] = node, False
+        self._files[file] = node, handle.writable
         if backing:
             self._bypassed.add(node)
+            if handle.writable:
+                inode.writers += 1
+                self.moving.add(node)
 
     def _register(self, handle: FileHandle) -> int:
         fd = handle.fd

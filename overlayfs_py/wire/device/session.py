@@ -86,6 +86,8 @@ class Session:
         self._slow: dict[int, int] = {}
         self._changed: list[int] = []
         dispatch.overlay.attributes_changed = self._attributes_changed
+        if laned is not None:
+            dispatch.links_known = self._links_known
 
     # Threads
 
@@ -175,16 +177,29 @@ class Session:
             count = lane.next(fd, self._wake, buffer, self._poll_us)
             if count < 0:
                 return
-            wanted, listing = lane.wanted()
-            # A name that slow work is going to change must not come back to the lane before it is changed.
-            if wanted and not self._slow:
-                laned.publish(wanted, listing=listing)
-                if lane.answer(fd, view[:count]) is True:
-                    continue
+            if self._lane_can_after_all(fd, laned, view[:count]):
+                continue
             if count and self.answer(fd, view, count):
                 # The request is still worked on, and its data is in here.
                 buffer = bytearray(BUFFER_SIZE)
                 view = memoryview(buffer)
+
+    def _lane_can_after_all(self, fd: int, laned: Laned, request: memoryview) -> bool:
+        """Let the lane have the directories that it wants for a request, of which a rename has two."""
+        for _ in range(2):
+            wanted, listing = laned.lane.wanted()
+            # A name that slow work is going to change must not come back to the lane before it is changed.
+            if not wanted or self._slow:
+                return False
+            laned.publish(wanted, listing=listing)
+            if laned.lane.answer(fd, request) is True:
+                return True
+        return False
+
+    def _links_known(self, id: int, links: int) -> None:
+        # Slow work may be about to change them.
+        if self._laned is not None and not self._slow:
+            self._laned.lane.set_links(id, links)
 
     # One request
 

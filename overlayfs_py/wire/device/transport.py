@@ -79,7 +79,7 @@ def serve(
         if handles:
             dispatch.keep_nodes()
         # The lane forgets what the kernel forgets.
-        laned = _laned(dispatch, backed=backed) if readers == 1 and not handles else None
+        laned = _laned(dispatch, terms, backed=backed) if readers == 1 and not handles else None
         session = Session(
             dispatch,
             fuse_fd,
@@ -106,7 +106,7 @@ def serve(
         os.close(fuse_fd)
 
 
-def _laned(dispatch: DeviceDispatch, *, backed: bool) -> Laned | None:
+def _laned(dispatch: DeviceDispatch, terms: Terms, *, backed: bool) -> Laned | None:
     """The lane, where there is one and the kernel may remember what it says.
 
     Args:
@@ -126,6 +126,7 @@ def _laned(dispatch: DeviceDispatch, *, backed: bool) -> Laned | None:
         counts_links=not state.config.static_nlink,
         acl=not state.config.noacl,
         read_only=state.upper is None,
+        changes=terms.passthrough and dispatch.overlay.changes_plainly,
         statfs_fd=dispatch.overlay.statfs_fd,
     )
     laned = Laned(made, dispatch)

@@ -44,7 +44,7 @@ class Opened(NamedTuple):
 class DeviceDispatch(Dispatch):
     """The requests of one mount that is served through /dev/fuse.
 
-    `backings` is set once passthrough was agreed.
+    `backings` is set once passthrough was agreed; `links_known` is told st_nlink of directories, by node id.
 
     Args:
         first_id: node ids of this mount begin here.
@@ -57,6 +57,7 @@ class DeviceDispatch(Dispatch):
         self.first_id = first_id
         self.timeout = Timeout(timeout_s)
         self.backings: Backings | None = None
+        self.links_known: Callable[[int, int], None] | None = None
         # Who limits the timeouts expects changes behind our back: pages and listings are not to be trusted.
         caching = timeout_s is None
         self.file_flags = Open.KEEP_CACHE if caching else 0
@@ -96,11 +97,18 @@ class DeviceDispatch(Dispatch):
         self._nodes.reconsider(id)
 
     def take_file(
-        self, file: int, handle: FileHandle, record: Record, opener: Caller, backing: int
+        self,
+        file: int,
+        handle: FileHandle,
+        record: Record,
+        opener: Caller,
+        backing: int,
+        upper: bool,
     ) -> None:
+        """Args: backing: id of the backing file, 0 if there is none; upper: whether that is the upper's."""
         self._files[file] = OpenFile(handle, record, opener)
         if self.backings is not None:
-            self.backings.took(file, record.id, backing)
+            self.backings.took(file, record.id, handle, backing, upper=upper)
 
     def take_directory(self, file: int, opened: OpenDirectory) -> None:
         self._directories[file] = opened
@@ -137,6 +145,8 @@ class DeviceDispatch(Dispatch):
             node = self._nodes[id].node
             with self.lock:
                 found = self.overlay.getattr(node)
+                if node.is_dir and self.links_known is not None:
+                    self.links_known(id, found.nlink)
         except (KeyError, OSError, Fault):
             return None
         return replies.attributes(unique, found, self.attribute_timeout(id))

@@ -14,10 +14,12 @@ cdef int _open(State *lane, int fd, InHeader *header, char *body, size_t size) n
         return PYTHON
     flags = (<OpenIn *>body).flags
     node = <Node *>map_get(&lane.nodes, header.nodeid)
-    if node == NULL or flags & O_ACCMODE or flags & O_TRUNC:
+    if node == NULL or node.dir == NULL:
         return PYTHON
     entry = &node.dir.entries[node.entry]
-    if entry.type != DT_REG:
+    if entry.upper:
+        return open_upper(lane, fd, header, node, flags)
+    if entry.type != DT_REG or flags & O_ACCMODE or flags & O_TRUNC:
         return PYTHON
     if node.backing == 0:
         part = &node.dir.parts[entry.part]
@@ -92,6 +94,10 @@ cdef int _opened(State *lane, int fd, InHeader *header, Node *node, int opened, 
     file.node = node
     file.next = node.files
     node.files = file
+    if flags & O_ACCMODE:
+        node.writers += 1
+        if node.writers == 1:
+            attributes_move(fd, node)
     out.fh = file.fh
     out.open_flags = FOPEN_PASSTHROUGH if node.backing else lane.file_flags
     out.backing_id = node.backing
@@ -119,6 +125,8 @@ cdef void _close_file(State *lane, int fd, File *file) noexcept nogil:
     map_pop(&lane.files, file.fh)
     if file.fd >= 0:
         c_close(file.fd)
+    if file.flags & O_ACCMODE:
+        node.writers -= 1
     free(file)
     _unback(lane, fd, node)
     _free_unknown(lane, node)
@@ -175,9 +183,11 @@ cdef int _read(State *lane, int fd, InHeader *header, char *body, size_t size) n
 cdef int _read_index(State *lane, int fd, InHeader *header, File *file, ReadIn *request) noexcept nogil:
     """Read what is in an index: the data of a small file, or that there is none but zeros."""
     cdef Node *node = file.node
-    cdef Image *image = node.dir.parts[node.dir.entries[node.entry].part].image
+    cdef Image *image = NULL
     cdef Inode inode
     cdef size_t count = request.size
+    if node.dir != NULL:
+        image = part_of(node.dir, &node.dir.entries[node.entry]).image
     if image == NULL or node.backing or not image_inode(image, _nid(node), &inode):
         return PYTHON
     if request.offset >= inode.size:

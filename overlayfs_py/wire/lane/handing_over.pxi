@@ -20,6 +20,8 @@ cdef class HandingOver:
         cdef size_t length = len(name)
         _lock(lane)
         dir = <Dir *>map_get(&lane.dirs, parent)
+        if dir != NULL:
+            dir.links = 0
         if dir != NULL and 0 < length <= 255:
             entry = dir_find(dir, raw, length)
             if entry != NULL:
@@ -32,10 +34,11 @@ cdef class HandingOver:
                 else:
                     _unsure(dir, entry)
             elif not dir.closed:
-                entry = dir_add(dir, raw, length) if dir.count < dir.limit else NULL
+                entry = dir_add(dir, raw, length) if dir.added < dir.limit else NULL
                 if entry == NULL:
                     _close_dir(lane, dir)
                 else:
+                    dir.added += 1
                     _unsure(dir, entry)
         _unlock(lane)
         return id
@@ -53,14 +56,15 @@ cdef class HandingOver:
         return ids
 
     def owns(self, uint64_t id):
-        """(id of the parent, name, st_ino) of a node that Python is to take over; None if it is not one of ours."""
+        """(id of the parent, name, st_ino) of a node that Python is to take over; None if it is not one of ours, or
+        has no name."""
         cdef State *lane = &self._state
         cdef Node *node
         cdef Entry *entry
         found = None
         _lock(lane)
         node = <Node *>map_get(&lane.nodes, id)
-        if node != NULL:
+        if node != NULL and node.dir != NULL:
             entry = &node.dir.entries[node.entry]
             found = (
                 node.dir.id,
@@ -69,6 +73,41 @@ cdef class HandingOver:
             )
         _unlock(lane)
         return found
+
+    def nameless(self, uint64_t id):
+        """The same of one without a name: (descriptor or -1, where the lower object is, st_ino). The descriptor is a copy
+        for the caller, who closes it; the place is (descriptor of the layer's root, path) or (number of the image,
+        number in it)."""
+        cdef State *lane = &self._state
+        cdef Node *node
+        cdef Part *held
+        cdef uint32_t each
+        found = None
+        _lock(lane)
+        node = <Node *>map_get(&lane.nodes, id)
+        if node != NULL and node.dir == NULL:
+            held = node.held
+            if held == NULL:
+                found = fcntl(node.pin, F_DUPFD_CLOEXEC, 3), None, node.ino
+            elif held.image == NULL:
+                found = -1, (held.root_fd, <bytes>held.path), node.ino
+            else:
+                for each in range(lane.image_count):
+                    if lane.images[each] == held.image:
+                        found = -1, (<int>each, held.nid), node.ino
+        _unlock(lane)
+        return found
+
+    def set_links(self, uint64_t id, uint32_t links):
+        """st_nlink of a directory, until one of its names is retracted or a directory is removed or moved."""
+        cdef State *lane = &self._state
+        cdef Dir *dir
+        _lock(lane)
+        dir = <Dir *>map_get(&lane.dirs, id)
+        if dir != NULL:
+            dir.links = links
+            dir.links_epoch = lane.links_epoch
+        _unlock(lane)
 
     def claim(self, uint64_t ino):
         """Python is about to tell the kernel of an inode: the node id that the kernel knows from here, 0 if none.
@@ -87,7 +126,8 @@ cdef class HandingOver:
         return id
 
     def hand_over(self, uint64_t id):
-        """Python knows the node from now on: (lookups, backing id, [(fh, descriptor, flags, uid, gid, pid)]).
+        """Python knows the node from now on: (lookups, backing id, whether that is the upper's file, [(fh, descriptor,
+        flags, uid, gid, pid)]).
 
         The descriptor is -1 of a file whose data is not read through one here.
         """
@@ -97,19 +137,22 @@ cdef class HandingOver:
         cdef Entry *entry
         files = []
         lookups = backing = 0
+        upper = False
         _lock(lane)
         node = <Node *>map_get(&lane.nodes, id)
         if node != NULL:
             lookups, backing = node.lookups, node.backing
+            upper = node.pin >= 0 or (node.dir != NULL and node.dir.entries[node.entry].upper != 0)
             while node.files != NULL:
                 file = node.files
                 files.append((file.fh, file.fd, file.flags, file.uid, file.gid, file.pid))
                 node.files = file.next
                 map_pop(&lane.files, file.fh)
                 free(file)
-            entry = &node.dir.entries[node.entry]
-            if entry.state == LANE:
-                entry.state = OTHER
+            if node.dir != NULL:
+                entry = &node.dir.entries[node.entry]
+                if entry.state == LANE:
+                    entry.state = OTHER
             if node.inside != NULL:
                 # What is known of the names in it stays good.
                 node.inside.owner = NULL
@@ -117,7 +160,7 @@ cdef class HandingOver:
                 node.inside = NULL
             _free_node(lane, node)
         _unlock(lane)
-        return lookups, backing, files
+        return lookups, backing, upper, files
 
     def keep(self, uint64_t id):
         """Whether a directory that the kernel has forgotten is still needed here, for what is below it; then its id will

@@ -435,7 +435,9 @@ cdef bint _add_of_image(
         return False
     if dir.count >= names_max or (length >= 4 and _is_meta(<const char *>name)):
         return False
-    if dir_find(dir, <const char *>name, length) != NULL:
+    entry = dir_find(dir, <const char *>name, length)
+    if entry != NULL:
+        entry.ended |= entry.upper
         return True
     entry = dir_add(dir, <const char *>name, length)
     if entry == NULL:

@@ -8,11 +8,19 @@ nobody changes what is being told. It is never held while the GIL is waited for.
 
 from libc.errno cimport EAGAIN, EINTR, ENODATA, ENODEV, ENOENT, ENOSYS, ENOTTY, EOPNOTSUPP, ERANGE, errno
 
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *now)
+    int CLOCK_MONOTONIC
+
 include "map.pxi"
 include "layout.pxi"
 include "tables.pxi"
 include "scan.pxi"
 include "image.pxi"
+include "calls.pxi"
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 
@@ -44,9 +52,6 @@ cdef extern from "<sys/uio.h>" nogil:
     ssize_t preadv2(int fd, const iovec *parts, int count, int64_t offset, int flags)
     int RWF_NOWAIT
 
-cdef extern from "<sys/stat.h>" nogil:
-    int fstat(int fd, struct_stat *status)
-
 cdef extern from "<sys/ioctl.h>" nogil:
     int c_ioctl "ioctl" (int fd, unsigned long order, void *argument)
 
@@ -62,14 +67,7 @@ cdef extern from "<sys/statvfs.h>" nogil:
         unsigned long f_namemax
     int fstatvfs(int fd, struct_statvfs *status)
 
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int clock, timespec *now)
-    int CLOCK_MONOTONIC
-
-INTERFACE = 2
+INTERFACE = 3
 """As the package has it; a build that says something else is not used."""
 
 FIRST_ID = 1 << 62
@@ -123,6 +121,7 @@ include "state.pxi"
 include "names.pxi"
 include "nodes.pxi"
 include "files.pxi"
+include "changes.pxi"
 include "listings.pxi"
 include "reader.pxi"
 include "handing_over.pxi"
@@ -147,6 +146,18 @@ cdef bint _fill_parts(State *lane, Dir *dir, list parts, image) except -1:
         if not part_path(part, path, len(path), NULL, 0):
             return False
         dir.part_count += 1
+    return True
+
+
+cdef bint _set_upper(Dir *dir, tuple upper):
+    """Where the upper directory is, from now on; False: no memory."""
+    cdef bytes path = upper[1]
+    free(dir.upper.path)
+    dir.has_upper = dir.listable = False
+    if not part_path(&dir.upper, path, len(path), NULL, 0):
+        return False
+    dir.upper.root_fd, dir.upper.device, dir.upper.position = upper[0], upper[2], upper[3]
+    dir.has_upper = True
     return True
 
 
@@ -177,6 +188,7 @@ cdef class Lane(HandingOver):
         counts_links: whether st_nlink of a directory says how many are in it.
         acl: whether ACLs are answered for.
         read_only: whether nothing is ever copied up.
+        changes: whether plain changes in the upper are made here, its files handed to the kernel.
         statfs_fd: what STATFS is asked of.
     """
 
@@ -194,6 +206,7 @@ cdef class Lane(HandingOver):
         bint counts_links=True,
         bint acl=True,
         bint read_only=False,
+        bint changes=False,
         int statfs_fd=-1,
     ):
         cdef State *lane = &self._state
@@ -202,7 +215,8 @@ cdef class Lane(HandingOver):
         lane.file_flags, lane.directory_flags = file_flags, directory_flags
         lane.publish_after = publish_after
         lane.by_number, lane.backed, lane.counts_links = by_number, backed, counts_links
-        lane.acl, lane.read_only = acl, read_only
+        lane.acl, lane.read_only, lane.changes = acl, read_only, changes
+        lane.uid, lane.gid = geteuid(), getegid()
         lane.statfs_fd = statfs_fd
         self._metacopy = metacopy
         lane.metacopy = self._metacopy
@@ -268,7 +282,7 @@ cdef class Lane(HandingOver):
             ino, parent_ino: what its listing says of `.` and `..`.
             parts: of each lower directory, top first: (root descriptor, path, st_dev, position, flags of open(2)).
             image: instead of `parts`: (number of the image, inode number, position).
-            upper: (root descriptor, path) of the upper directory, or None.
+            upper: (root descriptor, path, st_dev, position) of the upper directory, or None.
             listable: whether a listing shows what `parts` have, without more ado.
 
         Returns True if it did.
@@ -288,11 +302,14 @@ cdef class Lane(HandingOver):
         dir = <Dir *>map_get(&lane.dirs, id)
         looks = <uint64_t>map_get(&lane.looks, id)
         if dir != NULL:
-            dir.parent_ino = parent_ino
-            dir.epoch = lane.epoch
+            # What the upper has got meanwhile got there by verbs, and their names were retracted.
+            result = upper is not None and not _set_upper(dir, upper)
+            if not result:
+                dir.parent_ino = parent_ino
+                dir.epoch = lane.epoch
         _unlock(lane)
         if dir != NULL:
-            return True
+            return not result
         # Reading all names for a few lookups would not pay.
         names_max = <uint32_t>min(<uint64_t>NAMES_MAX, 1024 + looks * 256)
         dir = <Dir *>calloc(1, sizeof(Dir))
@@ -300,7 +317,7 @@ cdef class Lane(HandingOver):
             return False
         dir.id, dir.ino, dir.parent_ino, dir.epoch = id, ino, parent_ino, lane.epoch
         dir.listable = listable and upper is None
-        if not _fill_parts(lane, dir, parts, image):
+        if not _fill_parts(lane, dir, parts, image) or (upper is not None and not _set_upper(dir, upper)):
             dir_free(dir)
             return False
         if upper is not None:
@@ -336,6 +353,14 @@ cdef class Lane(HandingOver):
         cdef State *lane = &self._state
         _lock(lane)
         lane.epoch += 1
+        lane.links_epoch += 1
+        _unlock(lane)
+
+    def removing(self):
+        """A directory may have no name any more."""
+        cdef State *lane = &self._state
+        _lock(lane)
+        lane.links_epoch += 1
         _unlock(lane)
 
     def wanted(self):
@@ -376,6 +401,11 @@ cdef class Lane(HandingOver):
         cdef size_t room = view.shape[0]
         cdef int64_t count
         cdef int number = 0
+        if not lane.own_umask:
+            # The umask of a caller is set for a moment, for this thread alone.
+            lane.own_umask = True
+            if unshare(CLONE_FS) != 0:
+                lane.changes = False
         with nogil:
             count = _next_for_python(lane, fd, wake_fd, into, room, poll_us, &number)
         if number:

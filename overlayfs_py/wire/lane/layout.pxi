@@ -4,7 +4,11 @@ cdef enum:
     LOOKUP = 1
     FORGET = 2
     GETATTR = 3
+    SETATTR = 4
     READLINK = 5
+    SYMLINK = 6
+    UNLINK = 10
+    RENAME = 12
     OPEN = 14
     READ = 15
     STATFS = 17
@@ -14,11 +18,28 @@ cdef enum:
     OPENDIR = 27
     READDIR = 28
     RELEASEDIR = 29
+    CREATE = 35
     IOCTL = 39
     BATCH_FORGET = 42
     READDIRPLUS = 44
+    RENAME2 = 45
+
+cdef enum:      # FATTR_*
+    SET_MODE = 1 << 0
+    SET_UID = 1 << 1
+    SET_GID = 1 << 2
+    SET_SIZE = 1 << 3
+    SET_ATIME = 1 << 4
+    SET_MTIME = 1 << 5
+    SET_FH = 1 << 6
+    SET_ATIME_NOW = 1 << 7
+    SET_MTIME_NOW = 1 << 8
+    SET_LOCKOWNER = 1 << 9
+    SET_CTIME = 1 << 10
+    SET_KILL_SUIDGID = 1 << 11
 
 cdef enum:
+    INVAL_INODE = 2             # FUSE_NOTIFY_INVAL_INODE
     FOPEN_PASSTHROUGH = 1 << 7
     BACKING_OPEN = 0x4010E501   # _IOW(229, 1, struct fuse_backing_map)
     BACKING_CLOSE = 0x4004E502  # _IOW(229, 2, uint32_t)
@@ -159,3 +180,48 @@ cdef packed struct Dirent:
     uint64_t off
     uint32_t namelen
     uint32_t type
+
+
+cdef packed struct CreateIn:
+    uint32_t flags
+    uint32_t mode
+    uint32_t umask
+    uint32_t open_flags
+
+
+cdef packed struct RenameIn:
+    uint64_t newdir
+
+
+cdef packed struct Rename2In:
+    uint64_t newdir
+    uint32_t flags
+    uint32_t padding
+
+
+cdef packed struct SetattrIn:
+    uint32_t valid
+    uint32_t padding
+    uint64_t fh
+    uint64_t size
+    uint64_t lock_owner
+    int64_t atime
+    int64_t mtime
+    int64_t ctime
+    uint32_t atime_ns
+    uint32_t mtime_ns
+    uint32_t ctime_ns
+    uint32_t mode
+    uint32_t unused4
+    uint32_t uid
+    uint32_t gid
+    uint32_t unused5
+
+
+cdef packed struct InvalInodeOut:
+    uint32_t len
+    int32_t code
+    uint64_t unique
+    uint64_t ino
+    int64_t off
+    int64_t length

@@ -34,6 +34,7 @@ cdef int _opendir(State *lane, int fd, InHeader *header) noexcept nogil:
     lane.next += 1
     listing.dir = dir
     listing.count = dir.count
+    dir.listings += 1
     dir.users += 1
     out.fh = fh
     out.open_flags = lane.directory_flags
@@ -70,7 +71,7 @@ cdef int _readdir(State *lane, int fd, InHeader *header, char *body, size_t size
         return PYTHON
     dir = listing.dir
     if request.offset == 0:
-        if dir.unsure:
+        if dir.unsure or not dir.listable:
             # Names have changed since it was opened: Python reads it.
             return PYTHON
         listing.count = dir.count

@@ -26,7 +26,7 @@ cdef int _lookup(State *lane, int fd, InHeader *header, char *body, size_t size)
     if dir.closed:
         return PYTHON
     entry = dir_find(dir, body, length)
-    if entry == NULL:
+    if entry == NULL or entry.state == FREE or entry.state == GONE:
         memset(out, 0, sizeof(EntryOut))
         out.entry_valid = FOREVER_S
         out.attr_valid = FOREVER_S
@@ -55,10 +55,23 @@ cdef void _count_look(State *lane, uint64_t id) noexcept nogil:
         lane.wanted_listing = False
 
 
+cdef bint _is_placed(State *lane, Dir *dir) noexcept nogil:
+    """Whether it is known where a directory of Python's is in the upper; if not, that is asked for."""
+    if dir.owner != NULL:
+        return False
+    if dir.has_upper and dir.epoch == lane.epoch:
+        return True
+    lane.wanted = dir.id
+    lane.wanted_listing = False
+    return False
+
+
 cdef bint _attr(State *lane, Dir *dir, Entry *entry, Attr *attr) noexcept nogil:
     """What an entry shows; False: Python should look. Of a directory st_nlink may be 0: it is to be counted."""
     cdef bint plain
-    if dir.parts[entry.part].image != NULL:
+    if entry.upper and not _is_placed(lane, dir):
+        return False
+    if part_of(dir, entry).image != NULL:
         plain = image_attr(dir, entry, attr)
     else:
         plain = plain_attr(dir, entry, attr)
@@ -103,6 +116,7 @@ cdef Node *_new_node(State *lane, Dir *dir, Entry *entry) noexcept nogil:
     node.ino = entry.ino
     node.dir = dir
     node.entry = <uint32_t>(entry - dir.entries)
+    node.pin = -1
     if not map_put(&lane.nodes, node.id, node):
         free(node)
         return NULL
@@ -134,7 +148,7 @@ cdef void _fill_entry(State *lane, EntryOut *out, Node *node) noexcept nogil:
     out.nodeid = node.id
     out.generation = 0
     out.entry_valid = FOREVER_S
-    out.attr_valid = FOREVER_S
+    out.attr_valid = 0 if node.writers else FOREVER_S
     out.entry_valid_ns = 0
     out.attr_valid_ns = 0
 
@@ -182,12 +196,15 @@ cdef int _batch_forget(State *lane, InHeader *header, char *body, size_t *count)
 cdef Dir *_inside(State *lane, Node *node, uint32_t names_max) noexcept nogil:
     """The names in a directory that is a node here; NULL: it is for Python."""
     cdef Dir *parent = node.dir
-    cdef Entry *entry = &parent.entries[node.entry]
+    cdef Entry *entry
     cdef Dir *dir
     cdef uint32_t count = 1, place
     cdef bint known
     if node.inside != NULL:
         return node.inside
+    if parent == NULL:
+        return NULL
+    entry = &parent.entries[node.entry]
     if entry.type != DT_DIR:
         return NULL
     place = entry.first

@@ -4,15 +4,66 @@
 cdef int _getattr(State *lane, int fd, InHeader *header) noexcept nogil:
     cdef Node *node = <Node *>map_get(&lane.nodes, header.nodeid)
     cdef AttrOut *out = <AttrOut *>(lane.out + OUT)
-    if node == NULL or not _attr(lane, node.dir, &node.dir.entries[node.entry], &out.attr):
+    if node == NULL:
+        return _getattr_directory(lane, fd, header)
+    if not _attr_of_node(lane, node, &out.attr):
         return PYTHON
-    if out.attr.nlink == 0 and not _count_links(lane, node, &out.attr):
-        return PYTHON
-    out.attr_valid = FOREVER_S
+    out.attr_valid = 0 if node.writers else FOREVER_S
     out.attr_valid_ns = 0
     out.dummy = 0
     _reply(lane, fd, header, sizeof(AttrOut), 0)
     return ANSWERED
+
+
+cdef bint _attr_of_node(State *lane, Node *node, Attr *attr) noexcept nogil:
+    """What a node shows, with a name or without; False: Python should look."""
+    cdef struct_stat status
+    if node.dir != NULL:
+        if not _attr(lane, node.dir, &node.dir.entries[node.entry], attr):
+            return False
+        return attr.nlink != 0 or _count_links(lane, node, attr)
+    if node.held == NULL:
+        if fstat(node.pin, &status) != 0:
+            return False
+    elif node.held.image != NULL:
+        return False
+    elif fstatat(node.held.root_fd, node.held.path, &status, AT_SYMLINK_NOFOLLOW) != 0:
+        return False
+    _fill_attr(attr, &status, node.ino)
+    attr.nlink = 0
+    return True
+
+
+cdef int _getattr_directory(State *lane, int fd, InHeader *header) noexcept nogil:
+    """After each change of a name the kernel asks for its directory. One that is not known to be in the upper may be
+    copied up at any time.
+    """
+    cdef Dir *dir = <Dir *>map_get(&lane.dirs, header.nodeid)
+    cdef AttrOut *out = <AttrOut *>(lane.out + OUT)
+    cdef const char *path = "."
+    cdef struct_stat status
+    if dir == NULL or not dir.has_upper or not dir.links or dir.links_epoch != lane.links_epoch:
+        return PYTHON
+    if not _is_placed(lane, dir):
+        return PYTHON
+    if dir.upper.length:
+        path = dir.upper.path
+    if fstatat(dir.upper.root_fd, path, &status, AT_SYMLINK_NOFOLLOW) != 0:
+        return PYTHON
+    out.attr_valid = FOREVER_S
+    out.attr_valid_ns = 0
+    out.dummy = 0
+    _fill_attr(&out.attr, &status, dir.ino)
+    out.attr.nlink = dir.links
+    _reply(lane, fd, header, sizeof(AttrOut), 0)
+    return ANSWERED
+
+
+cdef bint _has_place(State *lane, Node *node) noexcept nogil:
+    """Whether the node's object is where its entry says."""
+    if node.dir == NULL:
+        return False
+    return not node.dir.entries[node.entry].upper or _is_placed(lane, node.dir)
 
 
 cdef int _readlink(State *lane, int fd, InHeader *header) noexcept nogil:
@@ -21,10 +72,10 @@ cdef int _readlink(State *lane, int fd, InHeader *header) noexcept nogil:
     cdef Entry *entry
     cdef Part *part
     cdef ssize_t length
-    if node == NULL:
+    if node == NULL or not _has_place(lane, node):
         return PYTHON
     entry = &node.dir.entries[node.entry]
-    part = &node.dir.parts[entry.part]
+    part = part_of(node.dir, entry)
     if part.image != NULL:
         length = image_readlink(part.image, _nid(node), lane.out + OUT)
     else:
@@ -44,7 +95,7 @@ cdef int _getxattr(State *lane, int fd, InHeader *header, char *body, size_t siz
     cdef char *name
     cdef Entry *entry
     cdef Part *part
-    if node == NULL or size <= sizeof(GetxattrIn) or body[size - 1] != 0:
+    if node == NULL or not _has_place(lane, node) or size <= sizeof(GetxattrIn) or body[size - 1] != 0:
         return PYTHON
     name = body + sizeof(GetxattrIn)
     if strlen(name) != size - sizeof(GetxattrIn) - 1:
@@ -52,7 +103,7 @@ cdef int _getxattr(State *lane, int fd, InHeader *header, char *body, size_t siz
     if _starts(name, "system.posix_acl_") and not lane.acl:
         return PYTHON
     entry = &node.dir.entries[node.entry]
-    part = &node.dir.parts[entry.part]
+    part = part_of(node.dir, entry)
     if part.image != NULL:
         return _getxattr_of_image(lane, fd, header, node, name, (<GetxattrIn *>body).size)
     if _is_policy(name):
@@ -109,10 +160,10 @@ cdef int _listxattr(State *lane, int fd, InHeader *header, char *body, size_t si
     cdef char path[PATH_ROOM]
     cdef Entry *entry
     cdef Part *part
-    if node == NULL or size < sizeof(GetxattrIn):
+    if node == NULL or not _has_place(lane, node) or size < sizeof(GetxattrIn):
         return PYTHON
     entry = &node.dir.entries[node.entry]
-    part = &node.dir.parts[entry.part]
+    part = part_of(node.dir, entry)
     if part.image != NULL:
         return _listxattr_of_image(lane, fd, header, node, (<GetxattrIn *>body).size)
     path_of(part, node.dir.names + entry.name, entry.length, path)

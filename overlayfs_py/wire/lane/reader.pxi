@@ -97,6 +97,18 @@ cdef int _dispatch(State *lane, int fd, InHeader *header, char *body, size_t *co
         return _ioctl(lane, fd, header, body, size)
     if header.opcode == STATFS:
         return _statfs(lane, fd, header)
+    if header.opcode == CREATE:
+        return answer_create(lane, fd, header, body, size)
+    if header.opcode == UNLINK:
+        return answer_unlink(lane, fd, header, body, size)
+    if header.opcode == SETATTR:
+        return answer_setattr(lane, fd, header, body, size)
+    if header.opcode == RENAME:
+        return answer_rename(lane, fd, header, body, size, sizeof(RenameIn), 0)
+    if header.opcode == RENAME2 and size >= sizeof(Rename2In):
+        return answer_rename(lane, fd, header, body, size, sizeof(Rename2In), (<Rename2In *>body).flags)
+    if header.opcode == SYMLINK:
+        return answer_symlink(lane, fd, header, body, size)
     return PYTHON
 
 

@@ -119,12 +119,10 @@ cdef int dir_scan(Dir *dir, uint32_t part_number, int root_fd, const char *path,
             result = 1
             break
         entry.type = row.d_type
-        if upper:
-            _unsure(dir, entry)
-            continue
+        entry.upper = upper
         entry.part = <uint16_t>part_number
         entry.ino = row.d_ino
-        if row.d_type == DT_REG or row.d_type == DT_LNK or row.d_type == DT_DIR:
+        if row.d_type == DT_REG or row.d_type == DT_LNK or (row.d_type == DT_DIR and not upper):
             entry.state = LANE
         elif row.d_type == DT_UNKNOWN or row.d_type == DT_CHR:
             _unsure(dir, entry)
@@ -133,13 +131,16 @@ cdef int dir_scan(Dir *dir, uint32_t part_number, int root_fd, const char *path,
         if entry.state != UNSURE:
             if not 1 < entry.ino < (<uint64_t>1 << 48):
                 _unsure(dir, entry)
-            entry.ino |= dir.parts[part_number].position << 48
+            entry.ino |= part_of(dir, entry).position << 48
     closedir(directory)
     return result
 
 
 cdef bint _add_below(Dir *dir, Entry *entry, uint32_t part_number, uint8_t type) noexcept nogil:
     """A name that is known already is in a part below; False: no memory."""
+    if entry.upper:
+        entry.ended = 1
+        return True
     if entry.state == UNSURE or entry.type != DT_DIR or entry.ended:
         return True
     if type == DT_DIR:
@@ -242,7 +243,7 @@ cdef bint plain_attr(Dir *dir, Entry *entry, Attr *attr) noexcept nogil:
     cdef char path[PATH_ROOM]
     cdef struct_stat status
     cdef struct_stat below
-    cdef Part *part = &dir.parts[entry.part]
+    cdef Part *part = part_of(dir, entry)
     cdef uint32_t place = entry.first
     path_of(part, dir.names + entry.name, entry.length, path)
     if fstatat(part.root_fd, path, &status, AT_SYMLINK_NOFOLLOW) != 0 or status.st_dev != part.device:
@@ -250,6 +251,9 @@ cdef bint plain_attr(Dir *dir, Entry *entry, Attr *attr) noexcept nogil:
     if (part.position << 48 | <uint64_t>status.st_ino) != entry.ino or status.st_mode >> 12 != entry.type:
         return False
     _fill_attr(attr, &status, entry.ino)
+    if entry.upper:
+        # Once it is the lane's, nobody else can mark it.
+        return status.st_nlink == 1 and (entry.node != NULL or not marked(part, path))
     if S_ISREG(status.st_mode):
         return status.st_size != 0 or not marked(part, path)
     if not S_ISDIR(status.st_mode):

@@ -17,6 +17,7 @@ cdef struct State:
     size_t released_room
     uint64_t next
     uint64_t epoch
+    uint64_t links_epoch
     uint32_t file_flags
     uint32_t directory_flags
     uint32_t publish_after
@@ -25,6 +26,10 @@ cdef struct State:
     bint counts_links
     bint acl
     bint read_only
+    bint changes        # plain changes in the upper are made here
+    bint own_umask
+    uint32_t uid
+    uint32_t gid
     int statfs_fd
     const char *metacopy
     char *out
@@ -57,7 +62,8 @@ cdef void state_clear(State *lane) noexcept nogil:
     for each in range(lane.listings.mask + 1 if lane.listings.slots != NULL else 0):
         free(lane.listings.slots[each].value)
     for each in range(lane.nodes.mask + 1 if lane.nodes.slots != NULL else 0):
-        free(lane.nodes.slots[each].value)
+        if lane.nodes.slots[each].value != NULL:
+            node_free(<Node *>lane.nodes.slots[each].value)
     for each in range(lane.dirs.mask + 1 if lane.dirs.slots != NULL else 0):
         dir_free(<Dir *>lane.dirs.slots[each].value)
     for each in range(lane.image_count):
@@ -123,16 +129,18 @@ cdef void _free_node(State *lane, Node *node) noexcept nogil:
     if node.inside != NULL:
         map_pop(&lane.dirs, node.id)
         dir_free(node.inside)
-    dir.entries[node.entry].node = NULL
     map_pop(&lane.nodes, node.id)
     map_pop(&lane.numbers, node.ino)
-    free(node)
-    dir.users -= 1
-    _drop_unused(lane, dir)
+    if dir != NULL:
+        dir.entries[node.entry].node = NULL
+        dir.users -= 1
+        _drop_unused(lane, dir)
+    node_free(node)
 
 
 cdef void _close_listing(State *lane, Listing *listing) noexcept nogil:
     cdef Dir *dir = listing.dir
     free(listing)
+    dir.listings -= 1
     dir.users -= 1
     _drop_unused(lane, dir)

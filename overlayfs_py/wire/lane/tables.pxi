@@ -1,7 +1,10 @@
 # What the lane knows: directories with the names in them, nodes, open files. Part of lane.pyx.
 #
 # An Entry is one name of a directory. LANE: answered here, if what is behind it turns out to be plain. OTHER: exists,
-# and Python answers for it. UNSURE: Python answers, and what a listing shows of it is not known here.
+# and Python answers for it. UNSURE: Python answers, and what a listing shows of it is not known here. FREE: was removed
+# here, and no layer has it. GONE: hidden by a whiteout that was made here.
+#
+# A Node without a directory has lost its name: its object is held by a descriptor (upper), a path or a number (lower).
 
 from libc.string cimport memchr, memcmp, memcpy, memset, strlen
 
@@ -9,6 +12,11 @@ cdef enum:
     LANE = 0
     OTHER = 1
     UNSURE = 2
+    FREE = 3
+    GONE = 4
+
+cdef enum:
+    COMPACT_MIN = 4096  # entries of which half are FREE, before they are dropped
 
 cdef enum:
     DT_UNKNOWN = 0
@@ -36,8 +44,9 @@ cdef struct Entry:
     uint8_t type        # DT_*
     uint8_t state
     uint32_t hash
-    uint16_t part       # the topmost that has the name
-    uint16_t ended      # what is below of the name does not show
+    uint16_t part       # the topmost that has the name; means nothing if `upper`
+    uint8_t ended       # what is below of the name does not show
+    uint8_t upper       # it is in the upper; then `ended` says that there is something below
     uint32_t first      # of a directory: where else it is, number in `places` and 1; 0: nowhere
     uint32_t last
     uint64_t ino        # as callers see it
@@ -53,14 +62,19 @@ cdef struct Dir:
     uint64_t id
     uint64_t ino
     uint64_t parent_ino
-    uint64_t epoch      # of `parent_ino`; says nothing while there is an owner
+    uint64_t epoch      # of `parent_ino` and of the upper's path; says nothing while there is an owner
     Node *owner         # the directory's own node; NULL: it is Python's
     Part *parts
     uint32_t part_count
+    Part upper          # its path is of `epoch`
+    bint has_upper
+    uint32_t links      # st_nlink as it was at `links_epoch`; 0: not known
+    uint64_t links_epoch
     Entry *entries
     uint32_t count
     uint32_t room
-    uint32_t limit      # of names, before it is closed
+    uint32_t added      # names that came with a retraction
+    uint32_t limit      # of those, before it is closed
     Place *places
     uint32_t place_count
     uint32_t place_room
@@ -74,15 +88,20 @@ cdef struct Dir:
     bint kept           # Python waits for the last user to go
     bint listable       # a listing may be answered here
     uint32_t unsure     # entries whose state is UNSURE
+    uint32_t free_count # entries whose state is FREE
+    uint32_t listings   # open directories
 
 
 cdef struct Node:
     uint64_t id
     uint64_t lookups
     uint64_t ino
-    Dir *dir            # where its first name is
+    Dir *dir            # where its first name is; NULL: it has no name any more
     uint32_t entry
+    int pin             # O_PATH descriptor of an upper object without a name, else -1
+    Part *held          # where a lower object without a name is
     int32_t backing     # of all its open files; 0: they are read here
+    uint32_t writers    # of those, in the upper, that are open for writing
     File *files
     Dir *inside         # of a directory: the names in it, once they are known
 
@@ -149,7 +168,7 @@ cdef bint _dir_rehash(Dir *dir, uint32_t size) noexcept nogil:
 cdef Entry *dir_add(Dir *dir, const char *name, size_t length) noexcept nogil:
     """A new name; NULL: no memory, or more than there may be."""
     cdef Entry *entry
-    cdef uint32_t room, at
+    cdef uint32_t room
     cdef size_t names_room
     cdef void *moved
     if dir.count >= <uint32_t>0x7FFFFFF0 or dir.names_used + length > <size_t>0xFFFFFFFF:
@@ -178,11 +197,8 @@ cdef Entry *dir_add(Dir *dir, const char *name, size_t length) noexcept nogil:
     entry.hash = _hash(name, length)
     memcpy(dir.names + dir.names_used, name, length)
     dir.names_used += length
-    at = entry.hash & dir.mask
-    while dir.slots[at]:
-        at = (at + 1) & dir.mask
+    _slot(dir, dir.count)
     dir.count += 1
-    dir.slots[at] = dir.count
     return entry
 
 
@@ -210,7 +226,66 @@ cdef bint dir_add_place(Dir *dir, Entry *entry, uint32_t part) noexcept nogil:
     return True
 
 
+cdef inline void _slot(Dir *dir, uint32_t number) noexcept nogil:
+    cdef uint32_t at = dir.entries[number].hash & dir.mask
+    while dir.slots[at]:
+        at = (at + 1) & dir.mask
+    dir.slots[at] = number + 1
+
+
+cdef bint dir_compact(Dir *dir) noexcept nogil:
+    """Drop the entries that are FREE; nobody may hold a number of one. False: no memory; nothing changed."""
+    cdef uint32_t each, kept = 0
+    cdef uint32_t *moved = <uint32_t *>calloc(dir.mask + 1, sizeof(uint32_t))
+    if moved == NULL:
+        return False
+    for each in range(dir.count):
+        if dir.entries[each].state == FREE:
+            continue
+        if kept != each:
+            dir.entries[kept] = dir.entries[each]
+            if dir.entries[kept].node != NULL:
+                dir.entries[kept].node.entry = kept
+        kept += 1
+    dir.count = kept
+    dir.free_count = 0
+    free(dir.slots)
+    dir.slots = moved
+    for each in range(kept):
+        _slot(dir, each)
+    _names_together(dir)
+    return True
+
+
+cdef void _names_together(Dir *dir) noexcept nogil:
+    """Give back the room of the names of dropped entries; without memory it stays as it is."""
+    cdef uint32_t each
+    cdef size_t used = 0
+    cdef char *fresh
+    for each in range(dir.count):
+        used += dir.entries[each].length
+    fresh = <char *>malloc(used + 1)
+    if fresh == NULL:
+        return
+    used = 0
+    for each in range(dir.count):
+        memcpy(fresh + used, dir.names + dir.entries[each].name, dir.entries[each].length)
+        dir.entries[each].name = <uint32_t>used
+        used += dir.entries[each].length
+    free(dir.names)
+    dir.names = fresh
+    dir.names_used = used
+    dir.names_room = used + 1
+
+
+cdef inline Part *part_of(Dir *dir, Entry *entry) noexcept nogil:
+    """Where the object of an entry is."""
+    return &dir.upper if entry.upper else &dir.parts[entry.part]
+
+
 cdef inline void _unsure(Dir *dir, Entry *entry) noexcept nogil:
+    if entry.state == FREE:
+        dir.free_count -= 1
     if entry.state != UNSURE:
         entry.state = UNSURE
         dir.unsure += 1
@@ -231,6 +306,19 @@ cdef void dir_trim(Dir *dir) noexcept nogil:
             dir.names_room = dir.names_used + 64
 
 
+cdef void part_free(Part *part) noexcept nogil:
+    if part != NULL:
+        free(part.path)
+        free(part)
+
+
+cdef void node_free(Node *node) noexcept nogil:
+    if node.pin >= 0:
+        c_close(node.pin)
+    part_free(node.held)
+    free(node)
+
+
 cdef void dir_free(Dir *dir) noexcept nogil:
     cdef uint32_t each
     if dir == NULL:
@@ -238,6 +326,7 @@ cdef void dir_free(Dir *dir) noexcept nogil:
     for each in range(dir.part_count):
         free(dir.parts[each].path)
     free(dir.parts)
+    free(dir.upper.path)
     free(dir.places)
     free(dir.entries)
     free(dir.names)

@@ -32,7 +32,7 @@ class Line:
             _widen(end)
         self.dispatch = DeviceDispatch(cast(Any, overlay))
         terms = Terms(45, flags, WRITE_MAX)
-        self.laned = transport._laned(self.dispatch, backed=False) if laned else None
+        self.laned = transport._laned(self.dispatch, terms, backed=False) if laned else None
         self.ended = False
         self.session = Session(
             self.dispatch, self._device.fileno(), terms, self._end, laned=self.laned
