@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from overlayfs_py.overlay.faults import Fault
@@ -45,10 +46,18 @@ _IOC_WRITE = 1 << 30
 """In the number of an ioctl(2): the caller gives something."""
 
 
+def _nobody(closed: bool) -> None:
+    """Default of `Gate.told`."""
+
+
 class Gate:
-    """The gate of one mount, open at first."""
+    """The gate of one mount, open at first.
+
+    `told` is called when it was closed (True) and opened, for who makes changes without a call; a transport sets it.
+    """
 
     def __init__(self) -> None:
+        self.told: Callable[[bool], None] = _nobody
         self._condition = threading.Condition()
         self._begun = 0
         self._owner = 0
@@ -88,12 +97,14 @@ class Gate:
         """Let nothing begin any more; `owner` is not 0."""
         with self._condition:
             self._owner = owner
+        self.told(True)
 
     def open(self) -> None:
         """Let everything through again."""
         with self._condition:
             self._owner = 0
             self._condition.notify_all()
+        self.told(False)
 
     def drain(self) -> bytes:
         """Wait for the end of what had begun before the gate was closed, or until it is opened; the reply to

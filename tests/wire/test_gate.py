@@ -29,6 +29,10 @@ READING = {
     *(
         "readdirplus",
         "plain_directory",
+        "changes_plainly",
+        "nameless_upper",
+        "nameless_lower",
+        "nameless_in_image",
         "releasedir",
         "fsyncdir",
         "statfs",

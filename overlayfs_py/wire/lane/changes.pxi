@@ -11,7 +11,7 @@
 
 cdef bint may_change(State *lane, Dir *dir) noexcept nogil:
     """Whether names in a directory may be changed here; if only its path in the upper is missing, that is asked for."""
-    return lane.changes and dir != NULL and not dir.closed and _is_placed(lane, dir)
+    return lane.changes and not lane.held and dir != NULL and not dir.closed and _is_placed(lane, dir)
 
 
 cdef Entry *new_name(Dir *dir, const char *name, size_t length) noexcept nogil:
@@ -329,7 +329,7 @@ cdef int answer_setattr(State *lane, int fd, InHeader *header, char *body, size_
     cdef Part *part
     cdef timespec times[2]
     cdef uint32_t valid, known = SET_MODE | SET_UID | SET_GID | SET_SIZE | SET_ATIME | SET_MTIME | SET_ATIME_NOW | SET_MTIME_NOW
-    if node == NULL or node.dir == NULL or size < sizeof(SetattrIn) or not lane.changes:
+    if node == NULL or node.dir == NULL or size < sizeof(SetattrIn) or not lane.changes or lane.held:
         return PYTHON
     valid = wanted.valid & ~<uint32_t>(SET_FH | SET_LOCKOWNER | SET_CTIME | SET_KILL_SUIDGID)
     entry = &node.dir.entries[node.entry]
@@ -374,6 +374,8 @@ cdef int open_upper(State *lane, int fd, InHeader *header, Node *node, uint32_t 
     cdef Entry *entry = &dir.entries[node.entry]
     cdef int opened, how = O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC | <int>(flags & O_ACCMODE)
     if not lane.changes or entry.type != DT_REG or not _is_placed(lane, dir):
+        return PYTHON
+    if lane.held and flags & (O_ACCMODE | O_TRUNC):
         return PYTHON
     if flags & O_TRUNC:
         # For whom setuid and setgid would be cleared is the verb's to judge.

@@ -356,6 +356,13 @@ cdef class Lane(HandingOver):
         lane.links_epoch += 1
         _unlock(lane)
 
+    def hold(self, bint on):
+        """Leave changes to Python, or make them here again."""
+        cdef State *lane = &self._state
+        _lock(lane)
+        lane.held = on
+        _unlock(lane)
+
     def removing(self):
         """A directory may have no name any more."""
         cdef State *lane = &self._state

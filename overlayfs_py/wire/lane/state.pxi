@@ -27,6 +27,7 @@ cdef struct State:
     bint acl
     bint read_only
     bint changes        # plain changes in the upper are made here
+    bint held           # but not now
     bint own_umask
     uint32_t uid
     uint32_t gid
