@@ -81,6 +81,8 @@ cdef enum:
     OUT = 16            # struct fuse_out_header
     READ_MAX = 1 << 20
     TRUST_MAX = 8
+    CROWDED = -1000     # so many short sleeps until it is trusted again
+    AWAY_NS = 100000    # between two looks, which take 1 us
 
 cdef enum:
     ANSWERED = 0

@@ -3,7 +3,7 @@
 
 cdef int64_t _next_for_python(State *lane, int fd, int wake_fd, char *buffer, size_t room, int poll_us, int *number) noexcept nogil:
     cdef int64_t window = <int64_t>poll_us * 1000
-    cdef int64_t until = 0, slept
+    cdef int64_t until = 0, slept, now, before = 0
     cdef bint looked = False
     cdef ssize_t count
     cdef size_t size
@@ -12,8 +12,9 @@ cdef int64_t _next_for_python(State *lane, int fd, int wake_fd, char *buffer, si
     watched[0].events = POLLIN
     watched[1].fd = wake_fd
     watched[1].events = POLLIN
-    if lane.trust and window:
-        until = _now_ns() + window
+    if lane.trust > 0 and window:
+        before = _now_ns()
+        until = before + window
     while True:
         if not until:
             slept = _now_ns()
@@ -29,11 +30,17 @@ cdef int64_t _next_for_python(State *lane, int fd, int wake_fd, char *buffer, si
         count = c_read(fd, buffer, room)
         if count < 0:
             if errno == EAGAIN:
-                if until and _now_ns() < until:
-                    looked = True
-                    continue
                 if until:
-                    lane.trust >>= 1
+                    now = _now_ns()
+                    if now - before > AWAY_NS:
+                        # Somebody else was on the processor meanwhile, and it is our turn later for having looked.
+                        lane.trust = CROWDED
+                    elif now < until:
+                        before = now
+                        looked = True
+                        continue
+                    else:
+                        lane.trust >>= 1
                 until = 0
                 looked = False
                 continue
@@ -49,7 +56,8 @@ cdef int64_t _next_for_python(State *lane, int fd, int wake_fd, char *buffer, si
         size = <size_t>count
         if _answer(lane, fd, buffer, &size) == PYTHON:
             return <int64_t>size
-        until = _now_ns() + window if lane.trust and window else 0
+        before = _now_ns() if lane.trust > 0 and window else 0
+        until = before + window if before else 0
 
 
 cdef int _answer(State *lane, int fd, char *buffer, size_t *count) noexcept nogil:
