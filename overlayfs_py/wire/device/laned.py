@@ -106,9 +106,8 @@ class Laned(Counter):
                 id = self._dispatch.id_of(parent)
                 if id is not None:
                     self.lane.retract(id, name)
-        # Under other names, which are not known here, an index still leads to the upper's file. And a directory may be
-        # copied up with what is in it, as long as somebody knows that.
-        self.lane.gone(node.ino, record.id, node.is_dir or node.index is not None)
+        # A directory may be copied up with what is in it, as long as somebody knows that.
+        self.lane.gone(node.ino, record.id, node.is_dir)
         if node.is_dir:
             ino, dropped = node.ino, self._dropped
             self._directories[ino] = weakref.ref(node, lambda _: dropped.append(ino))

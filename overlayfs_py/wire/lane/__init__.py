@@ -10,7 +10,8 @@ is cached, RELEASE and FORGET of the nodes that it told the kernel of; and listi
 the upper. The lower layers are either directories, of which everything is asked of the filesystem, or an image, all of
 which is read from its mapped index: a listing with entries then takes no system call. What is below a directory that
 the lane has told of it publishes by itself, when somebody looks. Names in the upper, whatever has marks, and everything
-that changes something are Python's; so is every file with several names where copy-up separates them.
+that changes something are Python's; so is every file with several names where there is an upper, whose index may have
+another file for it.
 
 Why that is right. A node that the kernel knows is either the lane's or Python's (wire.nodes), never both:
 
@@ -25,8 +26,7 @@ Why that is right. A node that the kernel knows is either the lane's or Python's
   when the kernel forgets it.
 - The lane tells the kernel of no inode whose st_ino Python has claimed, and Python learns the lane's id when it claims
   an inode that it met on another way, in a listing or under another name. An inode has one node id at a time: the lane
-  finds a file with several names by its number. Once such a file was copied up its number stays Python's, since under
-  its other names too an index leads to the upper.
+  finds a file with several names by its number.
 - A published directory lives as long as the kernel knows the directory or something in it. Python keeps a directory
   that the kernel has forgotten until nothing of the lane's is left in it. Names that Python added are remembered up to
   a limit; then the directory is closed, and published anew when its last node is gone.

@@ -78,7 +78,8 @@ cdef bint _attr(State *lane, Dir *dir, Entry *entry, Attr *attr) noexcept nogil:
     if not plain:
         return False
     if entry.type != DT_DIR:
-        return attr.nlink == 1 or lane.by_number
+        # An index of the upper may have another file for what has several names.
+        return attr.nlink == 1 or lane.read_only
     if not lane.counts_links:
         attr.nlink = 1
     elif attr.nlink < 2:
