@@ -22,7 +22,9 @@ from layerstore.index.writer import write_index
 from layerstore.marks import TRUSTED
 from overlayfs_py.layers.image import ImageLayer
 from overlayfs_py.overlay.config import Config
+from overlayfs_py.overlay.faults import Fault
 from overlayfs_py.overlay.overlay import Overlay
+from overlayfs_py.overlay.values import Caller, Changes
 from overlayfs_py.wire.lane import compiled
 from tests.layerstore.trees import trees
 from tests.wire.device.client import Client, Seen
@@ -167,3 +169,23 @@ def test_a_damaged_image_is_the_same_with_the_lane_and_without(
             pure, _ = seen_through(overlay, laned=False, plus=plus)
             laned, _ = seen_through(overlay, laned=True, plus=plus)
         assert_same(laned, pure)
+
+
+def test_a_file_with_several_names_that_an_earlier_mount_copied_up_is_the_uppers(
+    tmp_path: Path,
+) -> None:
+    with union("directories", str(tmp_path)) as overlay:
+        if not overlay.state.index_on:
+            pytest.skip("no file handles here")
+        found = overlay.lookup(overlay.root, b"b")
+        assert found is not None
+        while True:
+            try:
+                overlay.setattr(found.node, Changes(mode=0o604), Caller(0, 0, 0))
+                break
+            except Fault as fault:
+                fault.work()
+        del found
+        seen, _ = seen_through(overlay, laned=True)
+    for name in (b"/b", b"/dir/b"):
+        assert stat.S_IMODE(seen[name]["attributes"][9]) == 0o604
