@@ -135,7 +135,7 @@ def _is_admin() -> bool:
 def _make_durable(overlay: Overlay) -> None:
     """The end of a mount is where the kernel's overlayfs syncs the upper's filesystem; not if volatile or fsync=0."""
     try:
-        if overlay.state.config.syncs:
+        if overlay.state.syncs:
             overlay.sync()
     except OSError as error:
         log.error("what was written may not be on the disk: %s", error.strerror)

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
@@ -27,6 +28,9 @@ UTIME_NOW = (1 << 30) - 1
 UTIME_OMIT = (1 << 30) - 2
 
 FICLONE = 0x40049409
+
+_STATFS_ROOM = 256
+"""More than struct statfs has on any architecture; f_type, a long, comes first."""
 
 OPEN_TREE_CLONE = 1
 MOUNT_ATTR_RDONLY = 0x1
@@ -225,6 +229,13 @@ def inode_ioctl(fd: int, command: int, data: bytes) -> bytes:
 def syncfs(fd: int) -> None:
     """syncfs(2) of the filesystem that `fd` is on."""
     _check(_libc.syncfs(fd))
+
+
+def filesystem_type(fd: int) -> int:
+    """f_type of statfs(2): which kind of filesystem `fd` is on."""
+    buffer = ctypes.create_string_buffer(_STATFS_ROOM)
+    _check(_libc.fstatfs(fd, buffer))
+    return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder) & 0xFFFFFFFF
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

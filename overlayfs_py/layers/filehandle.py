@@ -55,6 +55,10 @@ def inode_number(kind: int, fid: bytes) -> int | None:
     return int(struct.unpack_from("=" + form[0], fid, form[1])[0])
 
 
+_IN_MEMORY = (0x01021994, 0x858458F6)
+"""TMPFS_MAGIC and RAMFS_MAGIC (<linux/magic.h>)."""
+
+
 class Filesystem:
     """What handles of one filesystem need: its uuid, and how to get from a handle to an inode number.
 
@@ -65,6 +69,7 @@ class Filesystem:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self.uuid = filesystem_uuid(fd)
+        self.in_memory = syscalls.filesystem_type(fd) in _IN_MEMORY
         root = syscalls.name_to_handle(fd, b"")
         self.has_handles = root is not None
         self._readable = root is not None and inode_number(*root) == os.fstat(fd).st_ino

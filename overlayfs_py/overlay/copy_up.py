@@ -100,10 +100,10 @@ def _stage_data(state: State, upper: Upper, node: Node, size: int | None) -> Sta
         # None yet, or made for a truncation where more is needed now, or failed.
         if isinstance(staged, StagedData):
             staged.drop()
-        staged = StagedData(upper, layer, ref, wanted, state.config.syncs and wanted > 0)
+        staged = StagedData(upper, layer, ref, wanted, state.syncs and wanted > 0)
         node.staged = staged
     if not staged.work.done:
-        small = wanted == 0 or (wanted <= INLINE_BYTES_MAX and not state.config.syncs)
+        small = wanted == 0 or (wanted <= INLINE_BYTES_MAX and not state.syncs)
         if not (small and layer.local):
             raise Fault(staged.work)
     staged.work()
@@ -341,7 +341,7 @@ def _complete(state: State, upper: Upper, node: Node, size: int | None) -> None:
     wanted = whole if size is None else min(size, whole)
     data = node.staged
     if not isinstance(data, InPlaceData) or data.size < wanted or data.failed:
-        data = InPlaceData(state.place(node), layer, ref, wanted, state.config.syncs)
+        data = InPlaceData(state.place(node), layer, ref, wanted, state.syncs)
         node.staged = data
     if not data.work.done and wanted:
         raise Fault(data.work)

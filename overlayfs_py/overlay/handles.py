@@ -82,7 +82,7 @@ def open_file(state: State, node: Node, flags: int, caller: Caller) -> FileHandl
     if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
         return FileHandle(node, flags, *_open_for_reading(state, node))
     copy_up(state, node, size=0 if flags & os.O_TRUNC else None)
-    kept = flags & (os.O_ACCMODE | (_SYNC_FLAGS if state.config.syncs else 0))
+    kept = flags & (os.O_ACCMODE | (_SYNC_FLAGS if state.syncs else 0))
     fd = state.place(node).open(kept | os.O_NONBLOCK)
     if flags & os.O_TRUNC:
         try:
@@ -162,7 +162,7 @@ def write(state: State, handle: FileHandle, offset: int, data: bytes, caller: Ca
     fd = _written(handle)
     if caller is not None:
         _clear_for_write(state, handle.node, fd, caller)
-    if handle.flags & _SYNC_FLAGS and state.config.syncs:
+    if handle.flags & _SYNC_FLAGS and state.syncs:
         raise Fault(lambda: _write_all(fd, data, offset), answer=True)
     return _write_all(fd, data, offset)
 
@@ -191,7 +191,7 @@ def _clear_for_write(state: State, node: Node, fd: int, caller: Caller) -> None:
 
 
 def fsync(state: State, handle: FileHandle, datasync: bool) -> None:
-    if not state.config.syncs or not handle.in_upper:
+    if not state.syncs or not handle.in_upper:
         return
     fd = _file(handle)
     raise Fault(lambda: os.fdatasync(fd) if datasync else os.fsync(fd), answer=True)

@@ -342,7 +342,7 @@ class Overlay:
 
     def fsyncdir(self, handle: DirectoryHandle, datasync: bool) -> None:
         node = handle.node
-        if not (node.upper and self.state.config.syncs):
+        if not (node.upper and self.state.syncs):
             return
         fd = self.state.place(node).open(os.O_RDONLY | os.O_DIRECTORY)
 

@@ -53,6 +53,7 @@ class State:
 
     Attributes:
         epoch: counts renames of directories (see Node.path).
+        syncs: whether data is made durable; nothing is on a filesystem that lives in memory.
         index_on: whether hard links of the lower layers are kept over copy-up.
         protected: letters of the mark `protattr`, by st_ino, of what is append-only or immutable; see protection.
         attributes_changed: called with a node whose attributes changed beside the reply of the running verb, so
@@ -81,6 +82,7 @@ class State:
             self._register(upper)
         for layer in lowers:
             self._register(layer)
+        self.syncs = config.syncs and not (upper is not None and upper.filesystem.in_memory)
         self.index_on = self._open_index()
         self.root = self._make_root()
 
