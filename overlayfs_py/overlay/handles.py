@@ -13,7 +13,8 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from overlayfs_py import syscalls
 from overlayfs_py.errors import OverlayError
@@ -31,6 +32,8 @@ from overlayfs_py.overlay.state import State
 from overlayfs_py.overlay.values import Caller, DirectoryEntry, Entry
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _SYNC_FLAGS = os.O_SYNC | os.O_DSYNC
 DT_DIR = 4
@@ -296,17 +299,21 @@ def _entries(state: State, node: Node, listing: Listing, offset: int) -> Iterato
 
 
 def readdirplus(
-    state: State, handle: DirectoryHandle, offset: int
-) -> Iterator[tuple[DirectoryEntry, Entry | None]]:
-    """The same with what a lookup of each name gives (None for . and .., and for a name that is damaged); names that
-    are gone by now are left out."""
+    state: State, handle: DirectoryHandle, offset: int, known: Callable[[bytes], T | None]
+) -> Iterator[tuple[DirectoryEntry, Entry | T | None]]:
+    """The same with what a lookup of each name gives, None for . and .., and for a name that is damaged; names that are
+    gone by now are left out.
+
+    Args:
+        known: what the caller has for a name in the place of a lookup, and of its number and type in the row.
+    """
     listing = handle.rows_from(state, offset)
-    return _entries_plus(state, handle.node, listing, offset)
+    return _entries_plus(state, handle.node, listing, offset, known)
 
 
 def _entries_plus(
-    state: State, node: Node, listing: Listing, offset: int
-) -> Iterator[tuple[DirectoryEntry, Entry | None]]:
+    state: State, node: Node, listing: Listing, offset: int, known: Callable[[bytes], T | None]
+) -> Iterator[tuple[DirectoryEntry, Entry | T | None]]:
     if offset <= 0:
         yield DirectoryEntry(b".", node.ino, DT_DIR, 1), None
     if offset <= 1:
@@ -314,6 +321,10 @@ def _entries_plus(
     rows = listing.rows
     for number in range(max(0, offset - 2), len(rows)):
         row, _ = rows[number]
+        had = known(row.name)
+        if had is not None:
+            yield DirectoryEntry(row.name, row.ino, row.type, number + 3), had
+            continue
         try:
             found = resolve(state, node, row.name)
             if found is None:

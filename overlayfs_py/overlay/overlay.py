@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from overlayfs_py import syscalls
 from overlayfs_py.errors import OverlayError
@@ -37,6 +38,8 @@ from overlayfs_py.overlay.node import Lower, Node
 from overlayfs_py.overlay.staged import StagedData
 from overlayfs_py.overlay.state import State
 from overlayfs_py.overlay.values import Attributes, Caller, Changes, DirectoryEntry, Entry
+
+T = TypeVar("T")
 
 
 class Overlay:
@@ -312,9 +315,12 @@ class Overlay:
         return handles.readdir(self.state, handle, offset)
 
     def readdirplus(
-        self, handle: DirectoryHandle, offset: int
-    ) -> Iterator[tuple[DirectoryEntry, Entry | None]]:
-        return handles.readdirplus(self.state, handle, offset)
+        self,
+        handle: DirectoryHandle,
+        offset: int,
+        known: Callable[[bytes], T | None] = lambda _name: None,
+    ) -> Iterator[tuple[DirectoryEntry, Entry | T | None]]:
+        return handles.readdirplus(self.state, handle, offset, known)
 
     def plain_directory(self, node: Node) -> plain.PlainDirectory | None:
         """What of a directory can be looked up without a verb; None if nothing."""

@@ -66,6 +66,7 @@ class Laned(Counter):
         self._dispatch = dispatch
         self._overlay: Overlay = dispatch.overlay
         dispatch.gate.told = lane.hold
+        dispatch.others = lane
         self._images: dict[int, int] = {}
         # Directories that the kernel has forgotten, and that are Python's until nothing refers to their nodes.
         self._directories: dict[int, weakref.ref[Node]] = {}

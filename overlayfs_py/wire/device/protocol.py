@@ -204,6 +204,8 @@ _ATTR = "QQQqqqIIIIIIIIII"
 _ENTRY = "QQQQII" + _ATTR
 """nodeid, generation, entry_valid, attr_valid, their nanoseconds, attributes"""
 ENTRY_OUT = Struct("<IiQ" + _ENTRY)
+ENTRY = Struct("<" + _ENTRY)
+"""struct fuse_entry_out."""
 ATTR_OUT = Struct("<IiQQII" + _ATTR)
 """header, attr_valid, attr_valid_nsec, dummy, attributes"""
 STATX_OUT = Struct("<IiQ" + "QII16x" + "IIQIIIH2xQQQQ" + 4 * "qI4x" + "IIII112x")

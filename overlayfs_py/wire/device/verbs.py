@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from overlayfs_py.errors import OverlayError
 from overlayfs_py.overlay.faults import Fault
@@ -16,7 +16,7 @@ from overlayfs_py.overlay.values import Attributes, Caller, DirectoryEntry, Entr
 from overlayfs_py.wire.call import Call
 from overlayfs_py.wire.device import replies
 from overlayfs_py.wire.device.passthrough import Backings
-from overlayfs_py.wire.device.protocol import DIRENT, DIRENTPLUS, OUT_HEADER, Open
+from overlayfs_py.wire.device.protocol import DIRENT, DIRENTPLUS, ENTRY, OUT_HEADER, Open
 from overlayfs_py.wire.device.replies import Timeout
 from overlayfs_py.wire.dispatch import ABSENT, Dispatch, OpenDirectory, OpenFile, WireEntry
 from overlayfs_py.wire.nodes import ROOT_ID, Counter, NodeIds, Record
@@ -25,6 +25,25 @@ if TYPE_CHECKING:
     from overlayfs_py.overlay.handles import FileHandle
     from overlayfs_py.overlay.node import Node
     from overlayfs_py.overlay.overlay import Overlay
+
+
+class Others(Protocol):
+    """Who answers for some names of a directory, by its node id, in the place of the union."""
+
+    def tell(self, directory: int, name: bytes) -> tuple[bytes, int, int] | None:
+        """An `Elsewhere`, counted as one more lookup."""
+
+    def untell(self, told: bytes) -> None:
+        """It was not told after all."""
+
+
+class Elsewhere(NamedTuple):
+    """What somebody else tells of a name: struct fuse_entry_out, st_ino, and the type in a listing."""
+
+    told: bytes
+    ino: int
+    type: int
+
 
 _NEVER = Timeout(0.0)
 _UNTOLD_ID = (1 << 32) - 1
@@ -44,7 +63,8 @@ class Opened(NamedTuple):
 class DeviceDispatch(Dispatch):
     """The requests of one mount that is served through /dev/fuse.
 
-    `backings` is set once passthrough was agreed; `links_known` is told st_nlink of directories, by node id.
+    `backings` is set once passthrough was agreed; `links_known` is told st_nlink of directories, by node id;
+    `others` answers for names that it has.
 
     Args:
         first_id: node ids of this mount begin here.
@@ -58,6 +78,7 @@ class DeviceDispatch(Dispatch):
         self.timeout = Timeout(timeout_s)
         self.backings: Backings | None = None
         self.links_known: Callable[[int, int], None] | None = None
+        self.others: Others | None = None
         # Who limits the timeouts expects changes behind our back: pages and listings are not to be trusted.
         caching = timeout_s is None
         self.file_flags = Open.KEEP_CACHE if caching else 0
@@ -321,19 +342,39 @@ class DeviceDispatch(Dispatch):
 
     def _rows_plus(self, opened: OpenDirectory, offset: int, size: int) -> bytes:
         packed = bytearray()
-        for row, entry in _as_far_as_possible(self.overlay.readdirplus(opened.handle, offset)):
+        for row, entry in _as_far_as_possible(self._entries(opened, offset)):
             name = _padded(row.name)
-            if len(packed) + DIRENTPLUS.size + len(name) > size:
+            fits = len(packed) + DIRENTPLUS.size + len(name) <= size
+            if isinstance(entry, Elsewhere):
+                if not fits and self.others is not None:
+                    self.others.untell(entry.told)
+                told, ino, kind = entry
+            elif fits:
+                fields = _UNTOLD if entry is None else self.told(self._entered(entry))
+                told, ino, kind = ENTRY.pack(*fields), row.ino, row.type
+            if not fits:
                 break
-            told = _UNTOLD if entry is None else self.told(self._entered(entry))
-            packed += DIRENTPLUS.pack(*told, row.ino, row.offset, len(row.name), row.type)
-            packed += name
+            packed += told + DIRENT.pack(ino, row.offset, len(row.name), kind) + name
         return bytes(packed)
+
+    def _entries(
+        self, opened: OpenDirectory, offset: int
+    ) -> Iterator[tuple[DirectoryEntry, Entry | Elsewhere | None]]:
+        others, directory = self.others, opened.record.id
+        if others is None:
+            return self.overlay.readdirplus(opened.handle, offset)
+        tell = others.tell
+
+        def known(name: bytes) -> Elsewhere | None:
+            told = tell(directory, name)
+            return None if told is None else Elsewhere._make(told)
+
+        return self.overlay.readdirplus(opened.handle, offset, known)
 
 
 def _as_far_as_possible(
-    rows: Iterator[tuple[DirectoryEntry, Entry | None]],
-) -> Iterator[tuple[DirectoryEntry, Entry | None]]:
+    rows: Iterator[tuple[DirectoryEntry, Entry | Elsewhere | None]],
+) -> Iterator[tuple[DirectoryEntry, Entry | Elsewhere | None]]:
     """What is known already goes out; the next request meets the same obstacle first."""
     first = True
     try:

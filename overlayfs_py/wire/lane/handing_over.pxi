@@ -109,6 +109,37 @@ cdef class HandingOver:
             dir.links_epoch = lane.links_epoch
         _unlock(lane)
 
+    def tell(self, uint64_t parent, bytes name):
+        """The entry behind a name as a lookup would tell it, counted as one: (struct fuse_entry_out, st_ino, type);
+        None: there is none here after all, and the kernel is to ask."""
+        cdef State *lane = &self._state
+        cdef Dir *dir
+        cdef Entry *entry
+        cdef Node *node
+        cdef EntryOut out
+        told = None
+        _lock(lane)
+        dir = <Dir *>map_get(&lane.dirs, parent)
+        entry = dir_find(dir, name, len(name)) if dir != NULL and not dir.closed else NULL
+        if entry != NULL and entry.state == LANE and entry.type != DT_DIR:
+            node = _node(lane, dir, entry, &out.attr)
+            if node != NULL:
+                _fill_entry(lane, &out, node)
+                told = PyBytes_FromStringAndSize(<char *>&out, sizeof(EntryOut)), entry.ino, <int>entry.type
+        _unlock(lane)
+        return told
+
+    def untell(self, bytes told):
+        """Take `tell` back."""
+        cdef State *lane = &self._state
+        cdef const char *raw = told
+        cdef Node *node
+        _lock(lane)
+        node = <Node *>map_get(&lane.nodes, (<const EntryOut *>raw).nodeid)
+        if node != NULL:
+            _take_back(lane, node, 1)
+        _unlock(lane)
+
     def claim(self, uint64_t ino):
         """Python is about to tell the kernel of an inode: the node id that the kernel knows from here, 0 if none.
 
