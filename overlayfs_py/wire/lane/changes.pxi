@@ -99,6 +99,9 @@ cdef int answer_create(State *lane, int fd, InHeader *header, char *body, size_t
                 node.writers = 1
             _fill_entry(lane, told, node)
             _fill_attr(&told.attr, &status, ino)
+            if node.writers:
+                # Good for the tick of the clock in which they were made: else the kernel asks before it has opened.
+                told.attr_valid_ns = 1000000
             out.fh = file.fh
             out.open_flags = FOPEN_PASSTHROUGH
             out.backing_id = node.backing
