@@ -5,20 +5,20 @@ lookups, listings and reads of plain files of lower layers, which never change w
 
 What is answered. A directory in which lookups become many, or that is listed, is *published*: its names are read once
 from each layer, and for each name it is known which layer has it first. From then on the lane answers LOOKUP of what
-shows from lower layers alone, and of names that are nowhere; GETATTR, READLINK, xattrs, OPEN for reading, READ of what
-is cached, RELEASE and FORGET of the nodes that it told the kernel of; and listings of directories that have nothing in
-the upper. The lower layers are either directories, of which everything is asked of the filesystem, or an image, all of
-which is read from its mapped index: a listing with entries then takes no system call. What is below a directory that
-the lane has told of it publishes by itself, when somebody looks. Directories in the upper, whatever has marks, and all
-other changes are Python's; so is every file with several names where there is an upper, whose index may have another file
-for it.
+shows from lower layers alone, and of names that are nowhere; GETATTR, READLINK, xattrs, OPEN for reading, READ of
+what is cached, RELEASE and FORGET of the nodes that it told the kernel of; and listings of directories that have
+nothing in the upper. The lower layers are either directories, of which everything is asked of the filesystem, or an
+image, all of which is read from its mapped index: a listing with entries then takes no system call. What is below a
+directory that the lane has told of it publishes by itself, when somebody looks. Directories in the upper, whatever
+has marks, and all other changes are Python's; so is every file with several names where there is an upper, whose
+index may have another file for it.
 
-What is changed (changes.pxi). Where files go to the kernel in passthrough, and in a published directory that is in the
-upper: a new file or symlink of a caller whose the daemon's files are by themselves, under a name that no layer has; plain
-upper files that are opened, written to, renamed or removed, or whose attributes change; plain lower files that a whiteout
-hides. Each is one system call on the upper, so no crash shows half of it, and one that fails, or finds anything that is
-not plain, leaves the request as it came to Python. Plain is a file or symlink with one name and, in the upper, without
-xattrs: it has no mark that a verb would read.
+What is changed (changes.pxi). Where files go to the kernel in passthrough, and in a published directory that is in
+the upper: a new file or symlink of a caller whose the daemon's files are by themselves, under a name that no layer
+has; plain upper files that are opened, written to, renamed or removed, or whose attributes change; plain lower files
+that a whiteout hides. Each is one system call on the upper, so no crash shows half of it, and one that fails, or
+finds anything that is not plain, leaves the request as it came to Python. Plain is a file or symlink with one name
+and, in the upper, without xattrs: it has no mark that a verb would read.
 
 Why that is right. A node that the kernel knows is either the lane's or Python's (wire.nodes), never both:
 
@@ -40,8 +40,8 @@ Why that is right. A node that the kernel knows is either the lane's or Python's
 - Where a directory is in the upper is known for one epoch: a rename that Python makes may be one of a directory, and
   ends it, before it is made. Then, and after a directory was copied up, the lane asks for the path before it changes
   anything there. A copied-up directory has only names that verbs made, and those were retracted.
-- A node whose name was removed or replaced here stays the lane's without one, and is held by a descriptor or, of a lower
-  file, by its path. Python takes it over as it takes one over that has a name.
+- A node whose name was removed or replaced here stays the lane's without one, and is held by a descriptor or, of a
+  lower file, by its path. Python takes it over as it takes one over that has a name.
 - While a file is open for writing its attributes change without a request: they are told as good for no time.
 - While the gate is closed (wire.gate) the lane changes nothing, so Python gets the requests, and has them wait.
 - Nothing is published for Python while slow work is under way: a name that was retracted for it stays retracted.
