@@ -30,6 +30,9 @@ _unpack_compact = f.INODE_COMPACT.unpack_from
 _unpack_dirent = f.DIRENT.unpack_from
 _unpack_xattr = f.XATTR_ENTRY.unpack_from
 
+_KINDS = frozenset({1, 2, 4, 6, 8, 10, 12})
+"""S_IFMT of a mode without its low bits: what there is of inodes."""
+
 
 class Stat(NamedTuple):
     """What an index knows of an inode. `ino` is the nid, as the kernel's EROFS shows it; times in
@@ -316,6 +319,8 @@ class Index:
         layout = form >> 1 & 7
         if form >> 4 or layout not in (f.LAYOUT_PLAIN, f.LAYOUT_INLINE, f.LAYOUT_CHUNKED):
             raise self._corrupt(offset, f"an inode, found the format {form:#x}")
+        if mode >> 12 not in _KINDS:
+            raise self._corrupt(offset, f"an inode, found the mode {mode:#o}")
         tail = body + (f.XATTR_HEADER_SIZE + 4 * (count - 1) if count else 0)
         if tail > self._size:
             raise self._corrupt(body, f"the xattrs of inode {nid} inside the file")

@@ -343,3 +343,21 @@ def test_cut_short(tmp_path: Path) -> None:
         path.write_bytes(SMALL[:length])
         with pytest.raises(IndexCorrupt):
             Index(os.fsencode(path))
+
+
+def test_an_inode_of_no_kind_is_damage(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path / "index")
+    root = directory()
+    assert root.children is not None
+    root.children[b"file"] = Node(stat.S_IFREG | 0o644)
+    with open(path, "wb") as file:
+        write_index(root, file)
+    with Index(path) as index:
+        nid = index.lookup(index.root_nid, b"file")
+        assert nid is not None
+        at = index._meta + nid * 32 + 4
+    with open(path, "r+b") as file:
+        file.seek(at)
+        file.write((0o644).to_bytes(2, "little"))
+    with Index(path) as index, pytest.raises(IndexCorrupt, match="found the mode 0o644"):
+        index.stat(nid)

@@ -126,7 +126,8 @@ def _laned(dispatch: DeviceDispatch, terms: Terms, *, backed: bool) -> Laned | N
         counts_links=not state.config.static_nlink,
         acl=not state.config.noacl,
         read_only=state.upper is None,
-        changes=terms.passthrough and dispatch.overlay.changes_plainly,
+        changes=dispatch.overlay.changes_plainly,
+        hands_over=terms.passthrough,
         statfs_fd=dispatch.overlay.statfs_fd,
     )
     laned = Laned(made, dispatch)

@@ -65,7 +65,7 @@ cdef int answer_create(State *lane, int fd, InHeader *header, char *body, size_t
     cdef File *file
     cdef uint64_t ino
     cdef int opened
-    if not length or not is_ours(lane, header) or not may_change(lane, dir):
+    if not length or not lane.hands_over or not is_ours(lane, header) or not may_change(lane, dir):
         return PYTHON
     entry = new_name(dir, name, length)
     if entry == NULL:
@@ -109,7 +109,7 @@ cdef int answer_create(State *lane, int fd, InHeader *header, char *body, size_t
                 _take_back(lane, node, 1)
                 _close_file(lane, fd, file)
             return ANSWERED
-        lane.changes = node.backing != 0
+        lane.hands_over = node.backing != 0
         _unback(lane, fd, node)
         _free_node(lane, node)
     # As if it had never been.
@@ -376,7 +376,7 @@ cdef int open_upper(State *lane, int fd, InHeader *header, Node *node, uint32_t 
     cdef Dir *dir = node.dir
     cdef Entry *entry = &dir.entries[node.entry]
     cdef int opened, how = O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC | <int>(flags & O_ACCMODE)
-    if not lane.changes or entry.type != DT_REG or not _is_placed(lane, dir):
+    if not lane.hands_over or entry.type != DT_REG or not _is_placed(lane, dir):
         return PYTHON
     if lane.held and flags & (O_ACCMODE | O_TRUNC):
         return PYTHON
@@ -394,7 +394,7 @@ cdef int open_upper(State *lane, int fd, InHeader *header, Node *node, uint32_t 
     if not node.backing:
         node.backing = _back(lane, fd, opened)
         if not node.backing:
-            lane.changes = False
+            lane.hands_over = False
     c_close(opened)
     return _opened(lane, fd, header, node, -1, flags) if node.backing else PYTHON
 

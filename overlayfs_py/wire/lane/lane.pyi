@@ -17,6 +17,7 @@ class Lane:
         acl: bool = True,
         read_only: bool = False,
         changes: bool = False,
+        hands_over: bool = False,
         statfs_fd: int = -1,
     ) -> None: ...
     def close(self) -> None: ...

@@ -67,7 +67,7 @@ cdef extern from "<sys/statvfs.h>" nogil:
         unsigned long f_namemax
     int fstatvfs(int fd, struct_statvfs *status)
 
-INTERFACE = 3
+INTERFACE = 4
 """As the package has it; a build that says something else is not used."""
 
 FIRST_ID = 1 << 62
@@ -190,7 +190,8 @@ cdef class Lane(HandingOver):
         counts_links: whether st_nlink of a directory says how many are in it.
         acl: whether ACLs are answered for.
         read_only: whether nothing is ever copied up.
-        changes: whether plain changes in the upper are made here, its files handed to the kernel.
+        changes: whether plain changes in the upper are made here.
+        hands_over: whether files of the upper go to the kernel, all opens of one alike; else opening them is Python's.
         statfs_fd: what STATFS is asked of.
     """
 
@@ -209,6 +210,7 @@ cdef class Lane(HandingOver):
         bint acl=True,
         bint read_only=False,
         bint changes=False,
+        bint hands_over=False,
         int statfs_fd=-1,
     ):
         cdef State *lane = &self._state
@@ -217,7 +219,7 @@ cdef class Lane(HandingOver):
         lane.file_flags, lane.directory_flags = file_flags, directory_flags
         lane.publish_after = publish_after
         lane.by_number, lane.backed, lane.counts_links = by_number, backed, counts_links
-        lane.acl, lane.read_only, lane.changes = acl, read_only, changes
+        lane.acl, lane.read_only, lane.changes, lane.hands_over = acl, read_only, changes, hands_over
         lane.uid, lane.gid = geteuid(), getegid()
         lane.statfs_fd = statfs_fd
         self._metacopy = metacopy
@@ -414,7 +416,7 @@ cdef class Lane(HandingOver):
             # The umask of a caller is set for a moment, for this thread alone.
             lane.own_umask = True
             if unshare(CLONE_FS) != 0:
-                lane.changes = False
+                lane.hands_over = False
         with nogil:
             count = _next_for_python(lane, fd, wake_fd, into, room, poll_us, &number)
         if number:

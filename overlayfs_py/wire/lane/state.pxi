@@ -28,6 +28,7 @@ cdef struct State:
     bint read_only
     bint changes        # plain changes in the upper are made here
     bint held           # but not now
+    bint hands_over     # the upper's files go to the kernel; else opening them is Python's
     bint own_umask
     uint32_t uid
     uint32_t gid
