@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # What a daemon may take to make an upper durable on a slow disk.
 _END_MAX = 120.0
+_CLOSING_MAX = 1.0
 _SHOWN_HOLDERS = 5
 
 
@@ -68,6 +69,13 @@ def _release(record: Record, *, lazy: bool) -> None:
         if gone and any(lease.name == record.lease for lease in store.leases.all()):
             store.leases.remove(record.lease, force=True)
         store.leases.settle()
+        # The kernel closes the index a moment after the mount is gone.
+        end = time.monotonic() + (0 if lazy else _CLOSING_MAX)
+        while time.monotonic() < end:
+            if all(lease.name != record.lease for lease in store.leases.all()):
+                break
+            time.sleep(0.02)
+            store.leases.settle()
 
 
 def _process(record: Record | None) -> int:

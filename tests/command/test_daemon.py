@@ -91,3 +91,18 @@ def test_a_caller_that_is_killed_leaves_no_mount(base: Path, runtime: Path) -> N
     assert "is gone: unmounting" in (runtime / "log").read_text()
     assert mountinfo.top(os.fsencode(base / "m")) is None
     assert is_released(base)
+
+
+def test_a_connection_that_is_cut_ends_the_mount_quietly(base: Path, runtime: Path) -> None:
+    client.start(options(base), os.fsencode(base / "m"))
+    control = base / "control"
+    control.mkdir()
+    subprocess.run(["mount", "-t", "fusectl", "none", control], check=True)
+    try:
+        number = os.minor((base / "m").stat().st_dev)
+        (control / f"{number}/abort").write_text("1")
+    finally:
+        subprocess.run(["umount", control], check=True)
+    eventually(lambda: registry.live() == [])
+    assert "ERROR" not in (runtime / "log").read_text()
+    subprocess.run(["umount", "-l", base / "m"], check=False, stderr=subprocess.DEVNULL)

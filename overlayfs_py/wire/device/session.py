@@ -41,6 +41,8 @@ _LOOKUP, _GETATTR = int(Opcode.LOOKUP), int(Opcode.GETATTR)
 _READ = int(Opcode.READ)
 _FREQUENT = frozenset({_LOOKUP, _GETATTR, _READ})
 _SIGKILL_BIT = 1 << 8
+_ENDED = (errno.ENODEV, errno.ECONNABORTED)
+"""Of reading a request: the mount is gone, or somebody has cut its connection (fuse_dev_do_read() in fs/fuse/dev.c)."""
 
 
 class Session:
@@ -156,7 +158,7 @@ class Session:
                 if error.errno in (errno.EINTR, errno.ENOENT):
                     # The request was withdrawn while it was being handed over.
                     continue
-                if error.errno != errno.ENODEV:
+                if error.errno not in _ENDED:
                     raise
                 return
             if looked:

@@ -6,7 +6,7 @@ by any thread that holds the GIL. `mutex` guards all tables; it is held over the
 nobody changes what is being told. It is never held while the GIL is waited for.
 """
 
-from libc.errno cimport EAGAIN, EINTR, ENODATA, ENODEV, ENOENT, ENOSYS, ENOTTY, EOPNOTSUPP, ERANGE, errno
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, ENODATA, ENODEV, ENOENT, ENOSYS, ENOTTY, EOPNOTSUPP, ERANGE, errno
 
 cdef extern from "<time.h>" nogil:
     struct timespec:

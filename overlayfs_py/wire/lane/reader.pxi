@@ -46,7 +46,7 @@ cdef int64_t _next_for_python(State *lane, int fd, int wake_fd, char *buffer, si
                 continue
             if errno == EINTR or errno == ENOENT:
                 continue
-            if errno == ENODEV:
+            if errno == ENODEV or errno == ECONNABORTED:
                 return -1
             number[0] = errno
             return 0
