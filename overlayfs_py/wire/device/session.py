@@ -42,7 +42,7 @@ _READ = int(Opcode.READ)
 _FREQUENT = frozenset({_LOOKUP, _GETATTR, _READ})
 _SIGKILL_BIT = 1 << 8
 _ENDED = (errno.ENODEV, errno.ECONNABORTED)
-"""Of reading a request: the mount is gone, or somebody has cut its connection (fuse_dev_do_read() in fs/fuse/dev.c)."""
+"""Of reading a request: the mount is gone, or went while the request was handed over (fuse_dev_do_read())."""
 
 
 class Session:
