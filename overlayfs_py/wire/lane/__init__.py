@@ -13,12 +13,12 @@ directory that the lane has told of it publishes by itself, when somebody looks.
 has marks, and all other changes are Python's; so is every file with several names where there is an upper, whose
 index may have another file for it.
 
-What is changed (changes.pxi). In a published directory that is in the upper: a new symlink, and where the upper's
-files go to the kernel in passthrough a new file, of a caller whose the daemon's files are by themselves, under a name
-that no layer has; plain upper files that are renamed or removed, whose attributes change, or that are opened for
-passthrough; plain lower files that a whiteout hides. Each is one system call on the upper, so no crash shows half of
-it, and one that fails, or finds anything that is not plain, leaves the request as it came to Python. Plain is a file
-or symlink with one name and, in the upper, without xattrs: it has no mark that a verb would read.
+What is changed (changes.pxi). In a published directory that is in the upper: a new symlink, and a new file where the
+upper's files go to the kernel in passthrough, under a name that no layer has and of a caller with the daemon's own
+ids; plain upper files that are renamed or removed, whose attributes change, or that are opened for passthrough; plain
+lower files that a whiteout hides. Each is one system call on the upper, so no crash shows half of it, and one that
+fails, or finds anything that is not plain, leaves the request as it came to Python. Plain is a file or symlink with
+one name and, in the upper, without xattrs: it has no mark that a verb would read.
 
 Why that is right. A node that the kernel knows is either the lane's or Python's (wire.nodes), never both:
 
