@@ -5,8 +5,8 @@
 # plain upper file. Plain is what has no xattr when it is first met, and one link: so there is no mark that a verb
 # would have to read or write. Everything else, errors too, is for the verbs to do, from the start.
 #
-# All opens of an upper file are in passthrough, with one backing id for each inode; while it is open for writing its
-# attributes change without a request, and the kernel is told not to keep them.
+# Where the upper's files go to the kernel, all opens of one are in passthrough with one backing id; while it is open for
+# writing its attributes change without a request, and the kernel is told not to keep them. Elsewhere opens are Python's.
 
 
 cdef bint may_change(State *lane, Dir *dir) noexcept nogil:
@@ -47,6 +47,7 @@ cdef uint64_t new_number(State *lane, Dir *dir, struct_stat *status) noexcept no
     if map_get(&lane.taken, ino) != NULL or map_get(&lane.numbers, ino) != NULL:
         return 0
     return ino
+
 
 # New objects
 
