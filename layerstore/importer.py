@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 from layerstore import collect, digests, names
 from layerstore.collect import IMAGES, LAYERS, index_path
-from layerstore.errors import SourceInvalid, StoreError, show
+from layerstore.errors import ObjectMissing, SourceInvalid, StoreError, show
 from layerstore.index.merge import merge
 from layerstore.index.reader import Index
 from layerstore.index.tree import Node
@@ -32,6 +33,8 @@ from layerstore.refs import ImageRow, LayerRow, Refs
 from layerstore.room import no_room
 from layerstore.session import Session
 from layerstore.split import SplitWriter
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a step's name, the bytes done and the bytes there are (None: not known), from any
@@ -74,6 +77,7 @@ class Importer:
         objects = Objects(os.path.join(root, b"objects"))
         self._staging = Staging(objects, session.objects)
         self._new_layers: dict[str, LayerRow] = {}
+        self._splits = 0
         self._new_files: list[tuple[bytes, bytes]] = []  # staged, final
 
     def run(self, spec: str, tag: str | None) -> str:
@@ -124,9 +128,28 @@ class Importer:
             if known is not None:
                 self._keep_blob_of(source)
                 return known
+        return self._assembled_layer(source) or self._new_layer(source)
+
+    def _assembled_layer(self, source: LayerSource) -> LayerRow | None:
+        """A layer of which most is in the store; None if all of its blob is needed."""
+        blob = source.assemble() if source.assemble is not None else None
+        if blob is None:
+            return None
+        tar = LayerSource(source.label, lambda: blob, source.diff_id)
+        try:
+            with self._staging.attempt():
+                return self._new_layer(tar)
+        except (SourceInvalid, ObjectMissing) as error:
+            log.warning(
+                "%s: so it is when put together with files of the store; it is read whole", error
+            )
+            return None
+
+    def _new_layer(self, source: LayerSource) -> LayerRow:
         with contextlib.closing(source.open()) as blob:
             on_read = self._reporter(source.label, source.size)
-            split_path = os.path.join(self._session.directory, b"split-%d" % len(self._new_layers))
+            split_path = os.path.join(self._session.directory, b"split-%d" % self._splits)
+            self._splits += 1
             with (
                 self._copy(source) as copy,
                 Stream(blob, source.label, on_read, copy=copy, limits=self._limits) as stream,

@@ -216,6 +216,21 @@ class Staging:
             self._keep(digest, path, position, hasher.checksum)
         return digest
 
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Forget what was staged within if the context ends with an exception: another attempt follows,
+        and what only this one needed would be an object that nothing refers to."""
+        before = len(self._staged)
+        try:
+            yield
+        except BaseException:
+            for digest in list(self._staged)[before:]:
+                path = self._staged.pop(digest)
+                self.new_bytes -= os.stat(path).st_size
+                os.unlink(path)
+                del self.checksums[digest]
+            raise
+
     def sync(self) -> None:
         """Bring everything that was staged to the disk."""
         sync_files(list(self._staged.values()), self._directory)

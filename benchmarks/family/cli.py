@@ -1,7 +1,7 @@
 """The command line of tools/figures: the only place here that prints.
 
 tools/figures                  everything: at most an hour, on a quiet machine
-tools/figures WHAT...          only import, mount, container, disk, export or tree
+tools/figures WHAT...          only import, mount, container, disk, export, tree or pull
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import machine, plan, scratch, stores, subjects
 from benchmarks.errors import CannotMeasure, UserError
-from benchmarks.family import archives, disk, floor, goals, round_trip
+from benchmarks.family import archives, disk, floor, goals, pulls, round_trip
 from benchmarks.family.goals import Finding
 from benchmarks.mounts import Mounter
 from benchmarks.progress import Progress
@@ -22,6 +22,8 @@ from benchmarks.subjects import Spec
 
 ROWS = {"import": "family-import", "mount": "store-mount", "container": "family-container"}
 CHECKS = ("disk", "export", "tree")
+PULL = "pull"
+WORDS = (*ROWS, *CHECKS, PULL)
 SUBJECTS = (goals.OURS, goals.SKOPEO, goals.KERNEL)
 ROUNDS, LIMIT_MINUTES = 7, 40.0
 
@@ -33,8 +35,7 @@ def parser() -> argparse.ArgumentParser:
         description="What the layer store reaches on the images of `tools/images --family`,"
         " beside skopeo, umoci and the kernel's overlayfs. As root.",
     )
-    what = [*ROWS, *CHECKS]
-    top.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(what)}; default: all")
+    top.add_argument("what", nargs="*", metavar="WHAT", help=f"{', '.join(WORDS)}; default: all")
     top.add_argument("--rounds", type=int, default=ROUNDS, help="of timings (default %(default)s)")
     top.add_argument(
         "--limit",
@@ -62,11 +63,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns 0 if every goal was met, 1 if not or for a mistake."""
     options = parser().parse_args(arguments)
-    wanted = options.what or [*ROWS, *CHECKS]
+    wanted = options.what or WORDS
     try:
         for word in wanted:
-            if word not in (*ROWS, *CHECKS):
-                raise UserError(f"{word}: expected one of {', '.join((*ROWS, *CHECKS))}")
+            if word not in WORDS:
+                raise UserError(f"{word}: expected one of {', '.join(WORDS)}")
         if (warning := machine.busy()) is not None:
             print(warning, file=sys.stderr)
         for left in scratch.sweep(options.directory):
@@ -100,6 +101,8 @@ def _findings(options: argparse.Namespace, wanted: Sequence[str]) -> Iterator[Fi
     checks = [word for word in CHECKS if word in wanted]
     if checks:
         yield from _checks(options.directory, options.image or list(archives.FAMILY), checks)
+    if PULL in wanted:
+        yield from _pulls(options.directory)
 
 
 def _timings(options: argparse.Namespace, rows: list[str]) -> Iterator[Finding]:
@@ -143,6 +146,14 @@ def _checks(directory: Path, tags: list[str], checks: list[str]) -> Iterator[Fin
                     yield from round_trip.mounted(layout, tags, store, place, mounter)
                 finally:
                     mounter.end_daemons()
+        except CannotMeasure as reason:
+            raise UserError(str(reason)) from None
+
+
+def _pulls(directory: Path) -> Iterator[Finding]:
+    with scratch.working(directory) as place:
+        try:
+            yield from pulls.pulls(subjects.locate(subjects.parse(goals.OURS)), place)
         except CannotMeasure as reason:
             raise UserError(str(reason)) from None
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from layerstore.commands import compression_options, import_options
-from layerstore.commands.output import print_json, print_pushed, progress_bars, summary
+from layerstore.commands.output import print_json, print_pushed, progress_bars, size, summary
 from layerstore.commands.parsing import Commands, open_store
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ def add(commands: Commands) -> None:
         action="append",
         default=[],
         help="look there first; before those of registries.conf",
+    )
+    one.add_argument(
+        "--no-partial",
+        dest="partial",
+        action="store_false",
+        help="download layers whole, also where the store has most of their files",
     )
     import_options.add(one)
     _add_access(one)
@@ -135,8 +142,9 @@ def _access(arguments: argparse.Namespace) -> Access:
 
 def _pull(arguments: argparse.Namespace) -> int:
     from layerstore.registry.images import pull
+    from layerstore.registry.pull import Traffic
 
-    access = _access(arguments)
+    access, traffic = _access(arguments), Traffic()
     with open_store(arguments, create=True) as store, progress_bars() as progress:
         image = pull(
             store,
@@ -145,12 +153,16 @@ def _pull(arguments: argparse.Namespace) -> int:
             progress,
             platform=arguments.platform,
             access=access,
+            partial=arguments.partial,
+            traffic=traffic,
             **import_options.chosen(arguments),
         )
     if arguments.json:
-        print_json(summary(image))
-    else:
-        print(image.id, *image.tags)
+        print_json({**summary(image), "fetched": traffic.fetched, "spared": traffic.spared})
+        return 0
+    print(image.id, *image.tags)
+    there = f"; {size(traffic.spared)} were there" if traffic.spared else ""
+    print(f"fetched {size(traffic.fetched)} of layers{there}", file=sys.stderr)
     return 0
 
 

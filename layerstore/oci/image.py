@@ -58,7 +58,9 @@ class LayerSource:
     """One layer of an image, bottom first.
 
     `diff_id`: of its uncompressed tar, None until it is read. `digest`, `size`: of the blob as it
-    is kept, None where the source does not say.
+    is kept, None where the source does not say. `assemble`: opens the uncompressed tar, put together
+    from files that are in the store and the rest of the blob; returns None where the blob is to be
+    read. Only for a layer whose diff id is known: nothing else tells whether it is right.
     """
 
     label: str
@@ -67,6 +69,7 @@ class LayerSource:
     digest: str | None = None
     size: int | None = None
     needs_end: bool = False
+    assemble: Callable[[], BinaryIO | None] | None = None
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@
     client           one registry: requests with authentication, redirects, retries
     manifests        by tag or digest, through indexes
     blobs, partials  downloads, and what is left of them for the next pull
+    multipart, ranges, parts  a layer without the files that the store has
     uploads          the other direction
     background       trio in a thread beside the importer
     pull, push       one image

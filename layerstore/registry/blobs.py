@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import httpx
 import trio
@@ -19,14 +18,14 @@ import trio
 from layerstore import digests
 from layerstore.registry.access import Repository
 from layerstore.registry.errors import Interruption, NotThere, RegistryError
+from layerstore.registry.multipart import CONTENT_RANGE
 from layerstore.registry.transport import receive
 
 _BATCH_SIZE = 1 << 20
 _ALIVE_SIZE = 16 << 10
 """Bytes within the time limit without which a download counts as stalled."""
-_PROGRESS_SIZE = 64 << 10
+PROGRESS_SIZE = 64 << 10
 """Bytes that make an attempt count as one that went on."""
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+|\*)")
 
 
 class Blob:
@@ -52,6 +51,8 @@ class Blob:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._fd = fd
         self.received = os.fstat(fd).st_size
+        self.fetched = 0
+        """Bytes that came, some perhaps twice."""
         self.is_resumed = self.received > 0
         if self.received > size:
             self.restart()
@@ -198,7 +199,7 @@ async def _download_from(
         try:
             await _continue(blob, source, on_progress)
         except Interruption as interruption:
-            failures = 1 if blob.received - before >= _PROGRESS_SIZE else failures + 1
+            failures = 1 if blob.received - before >= PROGRESS_SIZE else failures + 1
             await source.registry.patience.after(interruption, failures)
 
 
@@ -231,7 +232,7 @@ async def _continue(
 
 def _check_range(blob: Blob, source: Repository, response: httpx.Response) -> None:
     said = response.headers.get("Content-Range", "")
-    match = _CONTENT_RANGE.fullmatch(said)
+    match = CONTENT_RANGE.fullmatch(said)
     wanted = (blob.received, blob.size - 1)
     if match is None or (int(match[1]), int(match[2])) != wanted:
         raise RegistryError(
@@ -250,13 +251,11 @@ async def _receive(
     on_progress: Callable[[int], None] | None,
 ) -> None:
     """Take an answer's content but for its first `skip` bytes."""
-    timeout_s = source.registry.patience.timeout_s
     batch = bytearray()
-    alive = 0
 
     async def take(piece: bytes) -> None:
-        nonlocal alive, skip
-        alive += len(piece)
+        nonlocal skip
+        blob.fetched += len(piece)
         if skip:
             skip, piece = max(0, skip - len(piece)), piece[skip:]
         batch.extend(piece)
@@ -268,21 +267,41 @@ async def _receive(
             batch.clear()
             if on_progress is not None:
                 on_progress(blob.received)
+
+    try:
+        await receive_steadily(source, response, take)
+    finally:
+        # What came of a download that breaks need not come again.
+        if blob.received + len(batch) <= blob.size:
+            blob.append(bytes(batch))
+    if on_progress is not None:
+        on_progress(blob.received)
+
+
+async def receive_steadily(
+    source: Repository, response: httpx.Response, take: Callable[[bytes], Awaitable[None]]
+) -> None:
+    """As `transport.receive`, as long as it keeps coming.
+
+    Raises:
+        Interruption: (next to) nothing came for as long as patience allows.
+        Exception: what `take` raised.
+    """
+    timeout_s = source.registry.patience.timeout_s
+    alive = 0
+
+    async def watch(piece: bytes) -> None:
+        nonlocal alive
+        alive += len(piece)
+        await take(piece)
         if alive >= _ALIVE_SIZE:
             alive = 0
             scope.deadline = trio.current_time() + timeout_s
 
     with trio.move_on_after(timeout_s) as scope:
-        try:
-            await receive(response, take)
-        finally:
-            # What came of a download that breaks need not come again.
-            if blob.received + len(batch) <= blob.size:
-                blob.append(bytes(batch))
+        await receive(response, watch)
     if scope.cancelled_caught:
         raise source.registry.transport.stalled(response.request.url)
-    if on_progress is not None:
-        on_progress(blob.received)
 
 
 def _wrong_size(blob: Blob, source: Repository, found: str) -> RegistryError:

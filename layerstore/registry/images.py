@@ -11,7 +11,7 @@ from layerstore.oci.limits import DEFAULT_LIMITS, Limits
 from layerstore.registry.access import Access
 from layerstore.registry.background import Background
 from layerstore.registry.platforms import parse_platform
-from layerstore.registry.pull import open_image
+from layerstore.registry.pull import KnownFiles, Traffic, open_image
 from layerstore.registry.push import Image as PushedImage
 from layerstore.registry.push import Push, Pushed
 from layerstore.registry.references import SCHEME, Reference, parse_reference
@@ -31,8 +31,11 @@ def pull(
     absolute_names: bool = False,
     keep_blobs: bool = False,
     limits: Limits = DEFAULT_LIMITS,
+    partial: bool = True,
+    traffic: Traffic | None = None,
 ) -> Image:
-    """Import an image from a registry; layers that are in the store are not downloaded.
+    """Import an image from a registry; layers that are in the store are not downloaded, nor are files
+    of layers with a table of contents (zstd:chunked).
 
     Args:
         store: where it goes.
@@ -41,7 +44,10 @@ def pull(
         progress: see there.
         platform: OS/ARCH[/VARIANT], which image of an index; None: this machine's.
         access: how registries are reached; None: as configured for the user.
-        absolute_names, keep_blobs, limits: see `Store.import_image`.
+        absolute_names, keep_blobs, limits: see `Store.import_image`. To keep its blob, a layer is
+            downloaded whole.
+        partial: leave out files that are in the store, where a layer's table of contents allows it.
+        traffic: filled in: how much came.
 
     Raises:
         StoreError: it cannot be imported; nothing was.
@@ -50,6 +56,10 @@ def pull(
     wanted = parse_platform(platform) if platform is not None else None
     tag = names.full_name(tag) if tag is not None else None
     refs = store.refs()
+    files = None
+    # Nothing could be left out for an empty store: then the tables need not be read either.
+    if partial and not keep_blobs and next(iter(store.objects()), None) is not None:
+        files = KnownFiles(store.objects(), limits)
     with no_room(store.root), store.importing() as importing:
         importer = Importer(
             store.root,
@@ -68,6 +78,8 @@ def pull(
             access or Access(),
             wanted,
             progress,
+            files=files,
+            traffic=traffic,
         ) as source:
             image_id = importer.take(source, f"{SCHEME}{parsed}", tag)
     return store.resolve(image_id)

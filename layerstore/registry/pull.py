@@ -5,21 +5,27 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, cast
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple, cast
 
 import trio
 
 from layerstore import digests
 from layerstore.errors import StoreError
 from layerstore.importer import Progress
+from layerstore.objects import Objects
 from layerstore.oci.image import ImageSource, Layout, parse_object
+from layerstore.oci.limits import Limits
+from layerstore.oci.manifests import listed_layers
 from layerstore.registry.access import Access, Repository
 from layerstore.registry.background import Background
 from layerstore.registry.blobs import Blob, download
 from layerstore.registry.errors import RegistryError
 from layerstore.registry.manifests import fetch_config, fetch_manifest
 from layerstore.registry.partials import open_partial, tidy
+from layerstore.registry.parts import Parts, has_table
 from layerstore.registry.platforms import Platform, fitness, host_platform
 from layerstore.registry.references import Reference
 
@@ -33,6 +39,9 @@ def open_image(
     access: Access,
     platform: Platform | None = None,
     progress: Progress | None = None,
+    *,
+    files: KnownFiles | None = None,
+    traffic: Traffic | None = None,
 ) -> Iterator[ImageSource]:
     """The image a reference names, to be imported while the context lasts.
 
@@ -45,6 +54,9 @@ def open_image(
         access: how registries are reached.
         platform: which image of an index; None: this machine's.
         progress: told how far the downloads are.
+        files: those that a layer with a table of contents may be put together from; None: every
+            layer is downloaded whole.
+        traffic: filled in when the context ends.
 
     Raises:
         StoreError: it is not to be had, or not as it should be.
@@ -55,16 +67,22 @@ def open_image(
             _fetch_head, background, reference, access, platform or host_platform()
         )
         downloads = Downloads(background, sources, scratch, partials, access.jobs, progress)
-        stack.callback(downloads.close)
-        files = _Files(str(reference), manifest, config, downloads)
-        image = Layout(files, blobs="").bare_image()
+        stack.callback(downloads.close, traffic)
+        image = Layout(_Files(str(reference), manifest, config, downloads), blobs="").bare_image()
         _check_platform(image, platform)
-        for layer in image.layers:
+        descriptors = listed_layers(manifest, len(image.layers))
+        for layer, descriptor in zip(image.layers, descriptors, strict=True):
             assert layer.digest is not None
             assert layer.size is not None
+            assert descriptor is not None
             downloads.sizes[digests.hex_of(layer.digest)] = layer.size
-            if layer.diff_id is None or not is_known(layer.diff_id):
+            if layer.diff_id is not None and is_known(layer.diff_id):
+                continue
+            if files is None or layer.diff_id is None or not has_table(descriptor):
                 downloads.start(digests.hex_of(layer.digest))
+            else:
+                parts = Parts(layer.label, descriptor, files.objects, files.limits, scratch)
+                layer.assemble = downloads.start_parts(digests.hex_of(layer.digest), parts)
         image.names = [reference.tagged] if reference.tagged is not None else []
         try:
             yield image
@@ -109,6 +127,27 @@ def _check_platform(image: ImageSource, wanted: Platform | None) -> None:
         raise RegistryError(f"{image.label}: is an image for {made_for}, not for {wanted}")
 
 
+class KnownFiles(NamedTuple):
+    """What layers may be put together from: the objects of a store, and limits for what comes out."""
+
+    objects: Objects
+    limits: Limits
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes of layers, as their blobs have them: how many came from the registry, and of how many in
+    all."""
+
+    fetched: int = 0
+    total: int = 0
+
+    @property
+    def spared(self) -> int:
+        """How many need not come, since what is in them was there."""
+        return max(0, self.total - self.fetched)
+
+
 class Downloads:
     """The blobs of one image on their way; used from the importer's thread.
 
@@ -139,36 +178,75 @@ class Downloads:
         self._partials = partials
         self._limit = trio.CapacityLimiter(jobs)
         self._progress = progress
+        self._lock = threading.Lock()  # a layer in parts that is downloaded whole after all
         self._blobs: dict[str, Blob] = {}
+        self._parts: dict[str, Parts] = {}
 
     def start(self, digits: str) -> Blob:
         """Have a blob downloaded, after those that were started before."""
-        if digits not in self._blobs:
-            fd = open_partial(self._partials, digits.encode())
-            directory = self._scratch if fd is None else self._partials
-            path = os.path.join(directory, digits.encode())
-            blob = Blob(f"sha256:{digits}", self.sizes[digits], path, fd)
-            self._blobs[digits] = blob
+        blob, is_new = self._blob(digits)
+        if is_new:
             self._background.start(self._download, blob)
-        return self._blobs[digits]
+        return blob
 
-    def close(self) -> None:
+    def start_parts(self, digits: str, parts: Parts) -> Callable[[], BinaryIO | None]:
+        """Have a layer fetched without what is there; returns what opens its tar, see `Parts.open`."""
+        if digits not in self._parts:
+            self._parts[digits] = parts
+            self._background.start(self._fetch_parts, digits, parts)
+        return self._parts[digits].open
+
+    def close(self, traffic: Traffic | None) -> None:
         """Close their files, and remove what is not left for the next pull. Nobody downloads any
         more."""
+        if traffic is not None:
+            traffic.fetched = sum(blob.fetched for blob in self._blobs.values())
+            traffic.fetched += sum(parts.fetched for parts in self._parts.values())
+            traffic.total = sum(self.sizes.values())
+        for parts in self._parts.values():
+            parts.close()
         for blob in self._blobs.values():
             if not self.are_kept or not blob.received:
                 os.unlink(blob.path)
             blob.close()
         tidy(self._partials)
 
+    def _blob(self, digits: str) -> tuple[Blob, bool]:
+        """A blob, and whether nobody downloads it yet."""
+        with self._lock:
+            if digits in self._blobs:
+                return self._blobs[digits], False
+            fd = open_partial(self._partials, digits.encode())
+            directory = self._scratch if fd is None else self._partials
+            path = os.path.join(directory, digits.encode())
+            blob = self._blobs[digits] = Blob(f"sha256:{digits}", self.sizes[digits], path, fd)
+            return blob, True
+
     async def _download(self, blob: Blob) -> None:
         async with self._limit:
             try:
                 await download(blob, self._sources, self._reporter(blob))
             except Exception as error:
-                # The importer is told at once, whichever it is waiting for.
-                for it in list(self._blobs.values()):
-                    it.fail(error)
+                self._fail(error)
+
+    async def _fetch_parts(self, digits: str, parts: Parts) -> None:
+        progress = self._progress
+        label = f"downloading {digits[:12]}"
+        report = None if progress is None else lambda done, total: progress(label, done, total)
+        try:
+            if not await parts.run(self._sources, self._limit, report):
+                blob, is_new = self._blob(digits)
+                if is_new:
+                    await self._download(blob)
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Tell the importer at once, whichever it is waiting for."""
+        for blob in list(self._blobs.values()):
+            blob.fail(error)
+        for parts in list(self._parts.values()):
+            parts.fail(error)
 
     def _reporter(self, blob: Blob) -> Callable[[int], None] | None:
         progress = self._progress

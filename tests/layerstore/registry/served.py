@@ -17,7 +17,7 @@ from tests.layerstore.archives import OCI, Layout, digest_of
 
 MANIFEST = f"{OCI}.manifest.v1+json"
 INDEX = f"{OCI}.index.v1+json"
-_RANGE = re.compile(r"bytes=([0-9]+)-")
+_RANGE = re.compile(r"([0-9]+)-([0-9]*)")
 
 
 @dataclass
@@ -79,13 +79,16 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, data, {"Content-Type": media_type})
         elif kind.endswith("/blobs") and version in self.served.blobs:
             data = self.served.blobs[version]
-            wanted = _RANGE.fullmatch(request.headers.get("range", ""))
-            if wanted and self.served.has_ranges:
-                start = int(wanted[1])
-                said = f"bytes {start}-{len(data) - 1}/{len(data)}"
-                self.reply(206, data[start:], {"Content-Range": said})
-            else:
+            spans = spans_of(request, len(data))
+            if not self.served.has_ranges or not spans:
                 self.reply(200, data)
+            elif len(spans) == 1 or not self.served.takes_several:
+                start, end = spans[0]
+                said = f"bytes {start}-{end - 1}/{len(data)}"
+                self.reply(206, data[start:end], {"Content-Range": said})
+            else:
+                kind = "multipart/byteranges; boundary=xyz"
+                self.reply(206, multipart(data, spans), {"Content-Type": kind})
         else:
             self.reply(404 if request.path != "/v2/" else 200, b"{}")
 
@@ -139,6 +142,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
+            if "/blobs/" in self.path:
+                self.served.sent_bytes += len(data)
             with contextlib.suppress(OSError):
                 self.wfile.write(data)
 
@@ -151,6 +156,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
+
+
+def spans_of(request: Request, size: int) -> list[tuple[int, int]]:
+    """What ranges a request asks for: where each starts, and where what follows starts."""
+    words = request.headers.get("range", "").removeprefix("bytes=")
+    found = [_RANGE.fullmatch(word) for word in words.split(",") if word]
+    return [(int(one[1]), int(one[2]) + 1 if one[2] else size) for one in found if one is not None]
+
+
+def multipart(data: bytes, spans: list[tuple[int, int]], boundary: str = "xyz") -> bytes:
+    """An answer of several ranges (RFC 9110, 14.6)."""
+    parts = [
+        f"--{boundary}\r\nContent-Type: x/y\r\nContent-Range: bytes {start}-{end - 1}/{len(data)}"
+        "\r\n\r\n".encode()
+        + data[start:end]
+        for start, end in spans
+    ]
+    return b"\r\n" + b"\r\n".join(parts) + f"\r\n--{boundary}--\r\n".encode()
 
 
 Rule = Callable[[Handler, Request], bool]
@@ -169,6 +192,8 @@ class Served:
     requests: list[Request] = field(default_factory=list)
     rules: list[Rule] = field(default_factory=list)
     has_ranges: bool = True
+    takes_several: bool = True
+    sent_bytes: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
 
     def add(self, layout: Layout, tag: str) -> str:

@@ -21,7 +21,7 @@ from layerstore.registry.credentials import parse_credentials
 from layerstore.registry.images import pull
 from layerstore.registry.patience import parse_retry_after
 from layerstore.store import Image, Store
-from tests.layerstore.archives import Item, Layout, digest_of, layout_of, tar_of
+from tests.layerstore.archives import Item, Layout, digest_of, gzipped, layout_of, tar_of
 from tests.layerstore.registry.served import (
     INDEX,
     MANIFEST,
@@ -105,14 +105,19 @@ def test_import_knows_registries(
 
 def test_the_command(served: Served, root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     served.add(layout_of([BASE]), "1")
+    zipped = gzipped(BASE)
     reference = f"docker://{served.name}/a:1"
     assert run(["--root", str(root), "pull", "--insecure", reference, "-t", "x"]) == 0
     out, err = capfd.readouterr()
     assert out.startswith("sha256:")
     assert out.endswith(" x:latest\n")
-    assert err == ""
+    assert err == f"fetched {len(zipped)} B of layers\n"
     assert run(["--root", str(root), "--json", "pull", "--insecure", reference]) == 0
-    assert json.loads(capfd.readouterr().out)["tags"] == [f"{served.name}/a:1", "x:latest"]
+    out, err = capfd.readouterr()
+    assert json.loads(out)["tags"] == [f"{served.name}/a:1", "x:latest"]
+    assert (json.loads(out)["fetched"], json.loads(out)["spared"], err) == (0, len(zipped), "")
+    assert run(["--root", str(root), "pull", "--insecure", reference]) == 0
+    assert capfd.readouterr().err == f"fetched 0 B of layers; {len(zipped)} B were there\n"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from layerstore.cli import run
 from layerstore.registry import uploads
 from layerstore.store import Store
 from tests.layerstore.archives import Item, layout_of, tar_of
+from tests.layerstore.chunked import trimmed
 from tests.layerstore.registry.docker import (
     PASSWORD,
     USER,
@@ -26,6 +27,7 @@ from tests.layerstore.registry.docker import (
 from tests.layerstore.stores import BASE, TOP, imported, litter, problems
 
 pytestmark = needs_registry
+BASE_TRIMMED = trimmed(BASE)
 
 
 @pytest.fixture
@@ -68,6 +70,41 @@ def test_what_skopeo_pushed(
         image = store.resolve(reference)
     assert [layer.diff_id for layer in image.layers] == [layer.diff_id for layer in same.layers]
     assert image.chain_id == same.chain_id
+    assert problems(root) == []
+    assert litter(root) == []
+
+
+def test_files_that_are_there_are_not_fetched(
+    plain: DockerRegistry, root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """zstd:chunked as skopeo writes it, several ranges a request as docker-registry answers."""
+    files = {f"f{number}": os.urandom(10_000) for number in range(60)}
+    later = files | {f"f{number}": os.urandom(10_000) for number in (3, 4, 30)}
+    for tag, content in (("1", files), ("2", later)):
+        tar = trimmed(tar_of(Item(name, data, mtime=1.5) for name, data in content.items()))
+        source = layout_of([BASE_TRIMMED, tar], compress="").archive(tmp_path / f"{tag}.tar")
+        skopeo_push(
+            plain, source, f"a:{tag}", "--format=oci", "--dest-compress-format=zstd:chunked"
+        )
+    pull = ["--json", "pull", "--insecure"]
+    assert run(["--root", str(root), *pull, f"{plain.name}/a:1"]) == 0
+    first = json.loads(capfd.readouterr().out)
+    assert (first["spared"], first["fetched"] > 600_000) == (0, True)
+    assert run(["--root", str(root), *pull, f"{plain.name}/a:2"]) == 0
+    second = json.loads(capfd.readouterr().out)
+    # Beside the files: headers, table, heads of parts.
+    assert 30_000 < second["fetched"] < 30_000 + 25_000
+    other = str(tmp_path / "other")
+    for tag in ("1", "2"):
+        assert run(["--root", other, *pull, "--no-partial", f"{plain.name}/a:{tag}"]) == 0
+        whole = json.loads(capfd.readouterr().out)
+    assert (whole["id"], whole["layers"]) == (second["id"], second["layers"])
+    assert whole["fetched"] + whole["spared"] == second["fetched"] + second["spared"]
+    for kind in ("layers", "images"):
+        names = sorted(os.listdir(root / kind))
+        assert names == sorted(os.listdir(f"{other}/{kind}"))
+        for name in names:
+            assert (root / kind / name).read_bytes() == Path(other, kind, name).read_bytes()
     assert problems(root) == []
     assert litter(root) == []
 
