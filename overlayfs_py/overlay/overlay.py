@@ -30,7 +30,7 @@ from overlayfs_py.overlay import (
 )
 from overlayfs_py.overlay import rename as renaming
 from overlayfs_py.overlay.config import Config
-from overlayfs_py.overlay.copy_up import copy_up
+from overlayfs_py.overlay.copy_up import copy_up, set_impure, writable
 from overlayfs_py.overlay.faults import Fault
 from overlayfs_py.overlay.handles import DirectoryHandle, FileHandle
 from overlayfs_py.overlay.lookup import adopt, new_node, resolve
@@ -331,9 +331,19 @@ class Overlay:
         """Whether plain changes in the upper can be made without a verb."""
         return plain.changes_plainly(self.state)
 
-    def nameless_upper(self, pin: int) -> Node:
+    @property
+    def plain_copies(self) -> plain.PlainCopies | None:
+        """See plain.plain_copies."""
+        return plain.plain_copies(self.state)
+
+    def mark_impure(self, node: Node) -> None:
+        """Say that an upper directory is about to have files that were copied up."""
+        if node.upper:
+            set_impure(self.state, writable(self.state), node)
+
+    def nameless_upper(self, pin: int, ino: int) -> Node:
         """See plain.nameless_upper."""
-        return plain.nameless_upper(self.state, pin)
+        return plain.nameless_upper(self.state, pin, ino)
 
     def nameless_lower(self, root_fd: int, path: bytes, ino: int) -> Node:
         """See plain.nameless_lower."""

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from overlayfs_py.layers.directory import DEVICES_MARK, DirectoryLayer
 from overlayfs_py.layers.image import ImageLayer
-from overlayfs_py.overlay.lookup import breaks_links, new_node
+from overlayfs_py.overlay import protection
+from overlayfs_py.overlay.lookup import breaks_links
 from overlayfs_py.overlay.node import Lower, Node
 from overlayfs_py.overlay.state import State
 
@@ -40,7 +41,8 @@ class ImagePart(NamedTuple):
 
 
 class PlainDirectory(NamedTuple):
-    """The lower directories, top first, and the upper one as (root descriptor, path, st_dev, position).
+    """The lower directories, top first, and the upper one as (root descriptor, path, st_dev, position, whether it is
+    marked impure).
 
     The topmost that has a name decides. If that is a plain file or a symlink, and, where it is empty, without xattrs,
     its status is what callers see. A directory without xattrs shows what is in it, and below that what is in those
@@ -50,7 +52,7 @@ class PlainDirectory(NamedTuple):
 
     parts: list[Part]
     image: ImagePart | None
-    upper: tuple[int, bytes, int, int] | None
+    upper: tuple[int, bytes, int, int, bool] | None
     listable: bool
 
 
@@ -70,7 +72,8 @@ def plain_directory(state: State, node: Node) -> PlainDirectory | None:
             return None
         path = state.path(node)
         device = state.upper.stat(path).st_dev
-        upper = state.upper.tree.fd, path, device, state.numbers.register(device)
+        position = state.numbers.register(device)
+        upper = state.upper.tree.fd, path, device, position, node.impure
     image = _image_part(state, node.lowers)
     if image is not None:
         return PlainDirectory([], image, upper, not breaks_links(state))
@@ -116,10 +119,52 @@ def changes_plainly(state: State) -> bool:
     )
 
 
-def nameless_upper(state: State, pin: int) -> Node:
-    """The node of an upper object that lost its name to a change that no verb made; keeps the descriptor."""
-    node = new_node(state, None, b"", os.fstat(pin))
+class PlainCopies(NamedTuple):
+    """How plain files are copied up without a verb: the descriptor of work/work, the name of the origin mark, whether
+    data is synced before it is seen, and the layers whose files may be, as (descriptor of the root or of the objects,
+    position of the filesystem that the root is on, origin that a copy of the root would have)."""
+
+    stage_fd: int
+    origin: bytes
+    syncs: bool
+    layers: list[tuple[int, int, bytes]]
+
+
+def plain_copies(state: State) -> PlainCopies | None:
+    """What a copy-up without a verb needs; None where there is none."""
+    upper = state.upper
+    if upper is None or not changes_plainly(state):
+        return None
+    layers = []
+    for layer in state.lowers:
+        status = layer.stat(layer.root())
+        origin = layer.handle(layer.root())
+        device = layer.device(status)
+        position = state.numbers.register(device)
+        # Elsewhere the copy has another number once its node is forgotten, which verbs know about.
+        known = origin is not None and (
+            state.origin_ino(origin) == state.numbers.number(device, status.st_ino)
+        )
+        if origin is not None and known and position < _POSITIONS_MAX:
+            fd = layer.objects_fd if isinstance(layer, ImageLayer) else layer.statfs_fd
+            layers.append((fd, position, origin))
+    return PlainCopies(upper.stage_fd, upper.names.origin, state.syncs, layers)
+
+
+def nameless_upper(state: State, pin: int, ino: int) -> Node:
+    """The node of an upper object that lost its name to a change that no verb made; keeps the descriptor.
+
+    Args:
+        ino: its st_ino, which is the lower's if it was copied up.
+    """
+    status = os.fstat(pin)
+    node = Node(ino, stat.S_IFMT(status.st_mode), None, b"")
+    node.upper = True
+    node.upper_ino = status.st_ino
     node.pin = pin
+    if state.protected:
+        protection.learn(state, node, None)
+    state.nodes.add(node)
     return node
 
 

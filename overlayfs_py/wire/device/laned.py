@@ -193,7 +193,7 @@ class Laned(Counter):
             return
         pin, place, ino = found
         if place is None:
-            node = self._overlay.nameless_upper(pin)
+            node = self._overlay.nameless_upper(pin, ino)
         elif isinstance(place[1], bytes):
             node = self._overlay.nameless_lower(place[0], place[1], ino)
         else:
@@ -240,10 +240,16 @@ class Laned(Counter):
 
     # Publishing
 
-    def publish(self, id: int, *, listing: bool) -> None:
-        """Let the lane have the lookups in a directory, or its listings, where they are plain."""
+    def publish(self, id: int, *, listing: bool, impure: bool = False) -> None:
+        """Let the lane have the lookups in a directory, or its listings, where they are plain.
+
+        Args:
+            impure: it is to be marked so, for the copies that the lane will put there.
+        """
         with self._dispatch.lock:
             record = self._dispatch.record(id)
+            if record is not None and impure:
+                self._mark_impure(record.node)
             plain = None if record is None else self._plain(record.node)
             if record is None or plain is None:
                 self.lane.never(id)
@@ -257,6 +263,13 @@ class Laned(Counter):
                 self.lane.publish(
                     id, node.ino, parent, plain.parts, image, plain.upper, plain.listable
                 )
+
+    def _mark_impure(self, node: Node) -> None:
+        try:
+            self._overlay.mark_impure(node)
+        except OSError as error:
+            # Then it is not, and the verb meets the error.
+            log.debug("%r cannot be marked impure: %s", node.name, error)
 
     def _image(self, part: ImagePart) -> tuple[int, int, int] | None:
         """A directory of an image as the lane has it; None if it cannot read the image."""

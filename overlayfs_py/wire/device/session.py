@@ -189,11 +189,11 @@ class Session:
     def _lane_can_after_all(self, fd: int, laned: Laned, request: memoryview) -> bool:
         """Let the lane have the directories that it wants for a request, of which a rename has two."""
         for _ in range(2):
-            wanted, listing = laned.lane.wanted()
+            wanted, listing, impure = laned.lane.wanted()
             # A name that slow work is going to change must not come back to the lane before it is changed.
             if not wanted or self._slow:
                 return False
-            laned.publish(wanted, listing=listing)
+            laned.publish(wanted, listing=listing, impure=impure)
             if laned.lane.answer(fd, request) is True:
                 return True
         return False

@@ -130,6 +130,9 @@ def _laned(dispatch: DeviceDispatch, terms: Terms, *, backed: bool) -> Laned | N
         hands_over=terms.passthrough,
         statfs_fd=dispatch.overlay.statfs_fd,
     )
+    copies = dispatch.overlay.plain_copies
+    if copies is not None:
+        made.copies_up(*copies)
     laned = Laned(made, dispatch)
     dispatch.use_ids(laned)
     return laned

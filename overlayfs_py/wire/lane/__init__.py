@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INTERFACE = 4
+INTERFACE = 5
 """Counts the changes of what Python and the compiled module say to each other."""
 
 FIRST_ID = 1 << 62

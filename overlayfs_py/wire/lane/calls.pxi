@@ -5,6 +5,7 @@ from posix.stat cimport S_ISGID, S_ISUID
 cdef extern from "<fcntl.h>" nogil:
     int open_new "openat" (int fd, const char *path, int flags, unsigned int mode)
     int fcntl(int fd, int command, ...)
+    int AT_FDCWD
     int F_DUPFD_CLOEXEC
     int O_CREAT
     int O_EXCL

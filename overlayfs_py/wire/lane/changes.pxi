@@ -338,15 +338,17 @@ cdef int answer_setattr(State *lane, int fd, InHeader *header, char *body, size_
     valid = wanted.valid & ~<uint32_t>(SET_FH | SET_LOCKOWNER | SET_CTIME | SET_KILL_SUIDGID)
     entry = &node.dir.entries[node.entry]
     # An order of nothing is one to clear privileges, for which the caller counts.
-    if not valid or valid & ~known or not entry.upper or entry.type != DT_REG:
-        return PYTHON
-    if not _attr(lane, node.dir, entry, &out.attr):
-        return PYTHON
-    if out.attr.mode & (S_ISUID | S_ISGID) and valid & (SET_UID | SET_GID | SET_SIZE):
+    if not valid or valid & ~known or entry.type != DT_REG or (valid & SET_SIZE and wanted.size >> 63):
         return PYTHON
     if not fill_time(&times[0], valid, SET_ATIME, SET_ATIME_NOW, wanted.atime, wanted.atime_ns):
         return PYTHON
     if not fill_time(&times[1], valid, SET_MTIME, SET_MTIME_NOW, wanted.mtime, wanted.mtime_ns):
+        return PYTHON
+    if not entry.upper and not copy_up(lane, node, wanted.size if valid & SET_SIZE else <uint64_t>-1):
+        return PYTHON
+    if not _attr(lane, node.dir, entry, &out.attr):
+        return PYTHON
+    if out.attr.mode & (S_ISUID | S_ISGID) and valid & (SET_UID | SET_GID | SET_SIZE):
         return PYTHON
     part = part_of(node.dir, entry)
     path_of(part, node.dir.names + entry.name, entry.length, path)
@@ -356,7 +358,7 @@ cdef int answer_setattr(State *lane, int fd, InHeader *header, char *body, size_
             return PYTHON
     if valid & SET_MODE and fchmodat(part.root_fd, path, wanted.mode & 0o7777, 0) != 0:
         return PYTHON
-    if valid & SET_SIZE and (wanted.size >> 63 or not truncate_at(part.root_fd, path, <int64_t>wanted.size)):
+    if valid & SET_SIZE and not truncate_at(part.root_fd, path, <int64_t>wanted.size):
         return PYTHON
     if valid & (SET_ATIME | SET_MTIME) and utimensat(part.root_fd, path, times, AT_SYMLINK_NOFOLLOW) != 0:
         return PYTHON
@@ -407,7 +409,8 @@ cdef void attributes_move(int fd, Node *node) noexcept nogil:
     notice.code = INVAL_INODE
     notice.unique = 0
     notice.ino = node.id
-    notice.off = -1
+    # The pages of what was copied up are those of the lower file, and nobody writes to them any more.
+    notice.off = 0 if node.real else -1
     notice.length = 0
     # An error says that the kernel does not know the inode: then it has nothing wrong.
     c_write(fd, &notice, sizeof(InvalInodeOut))

@@ -19,8 +19,12 @@ cdef int _open(State *lane, int fd, InHeader *header, char *body, size_t size) n
     entry = &node.dir.entries[node.entry]
     if entry.upper:
         return open_upper(lane, fd, header, node, flags)
-    if entry.type != DT_REG or flags & O_ACCMODE or flags & O_TRUNC:
+    if entry.type != DT_REG:
         return PYTHON
+    if flags & O_ACCMODE or flags & O_TRUNC:
+        if not lane.hands_over or not flags & O_ACCMODE or not copy_up(lane, node, 0 if flags & O_TRUNC else <uint64_t>-1):
+            return PYTHON
+        return open_upper(lane, fd, header, node, flags)
     if node.backing == 0:
         part = &node.dir.parts[entry.part]
         if part.image != NULL:

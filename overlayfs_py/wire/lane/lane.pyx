@@ -67,7 +67,7 @@ cdef extern from "<sys/statvfs.h>" nogil:
         unsigned long f_namemax
     int fstatvfs(int fd, struct_statvfs *status)
 
-INTERFACE = 4
+INTERFACE = 5
 """As the package has it; a build that says something else is not used."""
 
 FIRST_ID = 1 << 62
@@ -124,6 +124,7 @@ include "names.pxi"
 include "nodes.pxi"
 include "files.pxi"
 include "changes.pxi"
+include "copying_up.pxi"
 include "listings.pxi"
 include "reader.pxi"
 include "handing_over.pxi"
@@ -158,7 +159,7 @@ cdef bint _set_upper(Dir *dir, tuple upper):
     dir.has_upper = dir.listable = False
     if not part_path(&dir.upper, path, len(path), NULL, 0):
         return False
-    dir.upper.root_fd, dir.upper.device, dir.upper.position = upper[0], upper[2], upper[3]
+    dir.upper.root_fd, dir.upper.device, dir.upper.position, dir.impure = upper[0], upper[2], upper[3], upper[4]
     dir.has_upper = True
     return True
 
@@ -196,6 +197,7 @@ cdef class Lane(HandingOver):
     """
 
     cdef bytes _metacopy
+    cdef bytes _origin
 
     def __cinit__(
         self,
@@ -222,6 +224,7 @@ cdef class Lane(HandingOver):
         lane.acl, lane.read_only, lane.changes, lane.hands_over = acl, read_only, changes, hands_over
         lane.uid, lane.gid = geteuid(), getegid()
         lane.statfs_fd = statfs_fd
+        lane.stage_fd = -1
         self._metacopy = metacopy
         lane.metacopy = self._metacopy
         lane.out = <char *>malloc(OUT + READ_MAX)
@@ -248,6 +251,37 @@ cdef class Lane(HandingOver):
         """What is held: nodes, directories, open files, open directories, numbers that Python knows."""
         cdef State *lane = &self._state
         return lane.nodes.used, lane.dirs.used, lane.files.used, lane.listings.used, lane.taken.used
+
+    def copies_up(self, int stage_fd, bytes origin, bint syncs, layers):
+        """Copy plain files up, too.
+
+        Args:
+            stage_fd: where files without a name are made, on the upper's mount; stays the caller's.
+            origin: the name of the mark.
+            syncs: whether a copy's data must be on the disk before the copy is seen.
+            layers: of each from which files may be copied (descriptor of its root or of its objects, position of the
+                filesystem that its root is on, origin that a copy of the root would have).
+        """
+        cdef State *lane = &self._state
+        cdef Layer *layer
+        cdef const uint8_t[::1] raw
+        _lock(lane)
+        for fd, position, mark in layers:
+            raw = mark
+            if not HANDLE_AT < raw.shape[0] <= ORIGIN_MAX:
+                continue
+            layer = <Layer *>calloc(1, sizeof(Layer))
+            if layer == NULL:
+                break
+            layer.position, layer.length = position, <uint32_t>raw.shape[0]
+            memcpy(layer.origin, &raw[0], layer.length)
+            if not map_put(&lane.layers, fd, layer):
+                free(layer)
+                break
+        self._origin = origin
+        lane.origin = self._origin
+        lane.stage_fd, lane.syncs, lane.clones = stage_fd, syncs, True
+        _unlock(lane)
 
     # Publishing
 
@@ -286,7 +320,8 @@ cdef class Lane(HandingOver):
             ino, parent_ino: what its listing says of `.` and `..`.
             parts: of each lower directory, top first: (root descriptor, path, st_dev, position, flags of open(2)).
             image: instead of `parts`: (number of the image, inode number, position).
-            upper: (root descriptor, path, st_dev, position) of the upper directory, or None.
+            upper: (root descriptor, path, st_dev, position, whether it is marked impure) of the upper directory, or
+                None.
             listable: whether a listing shows what `parts` have, without more ado.
 
         Returns True if it did.
@@ -375,12 +410,14 @@ cdef class Lane(HandingOver):
         _unlock(lane)
 
     def wanted(self):
-        """The directory that is to be published before the next request is answered, 0 if none is; and whether it is
-        for a listing."""
+        """The directory that is to be published before the next request is answered, 0 if none is; whether it is for a
+        listing; and whether it is to be marked impure."""
         cdef State *lane = &self._state
         cdef uint64_t id = lane.wanted
+        cdef bint impure = lane.wanted_impure
         lane.wanted = 0
-        return id, lane.wanted_listing
+        lane.wanted_impure = False
+        return id, lane.wanted_listing, impure
 
     # The reader
 

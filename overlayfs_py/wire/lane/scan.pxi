@@ -248,7 +248,7 @@ cdef bint plain_attr(Dir *dir, Entry *entry, Attr *attr) noexcept nogil:
     path_of(part, dir.names + entry.name, entry.length, path)
     if fstatat(part.root_fd, path, &status, AT_SYMLINK_NOFOLLOW) != 0 or status.st_dev != part.device:
         return False
-    if (part.position << 48 | <uint64_t>status.st_ino) != entry.ino or status.st_mode >> 12 != entry.type:
+    if (part.position << 48 | <uint64_t>status.st_ino) != real_number(entry) or status.st_mode >> 12 != entry.type:
         return False
     _fill_attr(attr, &status, entry.ino)
     if entry.upper:

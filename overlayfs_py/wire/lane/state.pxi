@@ -1,5 +1,10 @@
 # The state of a lane, and how long what is in it lives. Part of lane.pyx.
 
+cdef enum:
+    HANDLE_AT = 21      # where a filesystem's own handle begins in an origin, struct ovl_fb
+    HANDLE_MAX = 128    # MAX_HANDLE_SZ
+    ORIGIN_MAX = HANDLE_AT + HANDLE_MAX
+
 
 cdef struct State:
     pthread_mutex_t mutex
@@ -30,6 +35,11 @@ cdef struct State:
     bint held           # but not now
     bint hands_over     # the upper's files go to the kernel; else opening them is Python's
     bint own_umask
+    int stage_fd        # work/work; -1: every copy-up is Python's
+    const char *origin  # the name of the mark
+    bint syncs          # a copy's data must be on the disk before it is seen
+    bint clones         # the upper's filesystem shares data between files, as far as is known
+    Map layers          # descriptor of a layer -> Layer
     uint32_t uid
     uint32_t gid
     int statfs_fd
@@ -37,8 +47,15 @@ cdef struct State:
     char *out
     uint64_t wanted     # directory that Python should publish
     bint wanted_listing
+    bint wanted_impure
     int64_t trust
     uint64_t answered
+
+
+cdef struct Layer:
+    uint64_t position   # of the filesystem that its root is on
+    uint32_t length     # of the root's origin, of which each file's has the beginning
+    uint8_t[ORIGIN_MAX] origin
 
 
 cdef void _lock(State *lane):
@@ -74,6 +91,10 @@ cdef void state_clear(State *lane) noexcept nogil:
     free(lane.images)
     lane.images = NULL
     lane.image_count = 0
+    for each in range(lane.layers.mask + 1 if lane.layers.slots != NULL else 0):
+        free(lane.layers.slots[each].value)
+    map_clear(&lane.layers)
+    lane.stage_fd = -1
     free(lane.released)
     lane.released = NULL
     lane.released_count = lane.released_room = 0
@@ -135,6 +156,9 @@ cdef void _free_node(State *lane, Node *node) noexcept nogil:
     map_pop(&lane.numbers, node.ino)
     if dir != NULL:
         dir.entries[node.entry].node = NULL
+        if node.real:
+            # Its mark is for a verb to read.
+            dir.entries[node.entry].state = OTHER
         dir.users -= 1
         _drop_unused(lane, dir)
     node_free(node)

@@ -68,6 +68,7 @@ cdef struct Dir:
     uint32_t part_count
     Part upper          # its path is of `epoch`
     bint has_upper
+    bint impure         # the upper one is marked so, which Python knows, too
     uint32_t links      # st_nlink as it was at `links_epoch`; 0: not known
     uint64_t links_epoch
     Entry *entries
@@ -96,6 +97,7 @@ cdef struct Node:
     uint64_t id
     uint64_t lookups
     uint64_t ino
+    uint64_t real       # of a file that was copied up here, the number by its place in the upper; else 0
     Dir *dir            # where its first name is; NULL: it has no name any more
     uint32_t entry
     int pin             # O_PATH descriptor of an upper object without a name, else -1
@@ -281,6 +283,11 @@ cdef void _names_together(Dir *dir) noexcept nogil:
 cdef inline Part *part_of(Dir *dir, Entry *entry) noexcept nogil:
     """Where the object of an entry is."""
     return &dir.upper if entry.upper else &dir.parts[entry.part]
+
+
+cdef inline uint64_t real_number(Entry *entry) noexcept nogil:
+    """What the number of its object is, as the place of that makes it."""
+    return entry.node.real if entry.node != NULL and entry.node.real else entry.ino
 
 
 cdef inline void _unsure(Dir *dir, Entry *entry) noexcept nogil:
