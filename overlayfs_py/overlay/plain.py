@@ -131,9 +131,9 @@ class PlainCopies(NamedTuple):
 
 
 def plain_copies(state: State) -> PlainCopies | None:
-    """What a copy-up without a verb needs; None where there is none."""
+    """What a copy-up without a verb needs; None where there is none, or not each copies data."""
     upper = state.upper
-    if upper is None or not changes_plainly(state):
+    if upper is None or not changes_plainly(state) or state.config.metacopy:
         return None
     layers = []
     for layer in state.lowers:

@@ -38,6 +38,7 @@ CHANGING = frozenset(
         "fallocate",
         "copy_file_range",
         "copy_up",
+        "mark_impure",
     }
 )
 """The verbs that may change an upper directory; `open` and `ioctl` do if they are for more than reading."""

@@ -30,6 +30,7 @@ READING = {
         "readdirplus",
         "plain_directory",
         "changes_plainly",
+        "plain_copies",
         "nameless_upper",
         "nameless_lower",
         "nameless_in_image",
