@@ -167,7 +167,6 @@ def found(top: Path, *, times: bool = True) -> dict[str, dict[str, Any]]:
             "mode": status.st_mode,
             "owner": (status.st_uid, status.st_gid),
             "links": status.st_nlink,
-            "blocks": status.st_blocks,
             "xattrs": {name: os.getxattr(path, name) for name in os.listxattr(path)},
         }
         if path.is_file():
@@ -175,7 +174,9 @@ def found(top: Path, *, times: bool = True) -> dict[str, dict[str, Any]]:
         if path.is_dir():
             # That it is looked at here moves its access time.
             seen["times"] = status.st_mtime_ns
-        elif times:
-            seen["times"] = status.st_atime_ns, status.st_mtime_ns
+        else:
+            seen["blocks"] = status.st_blocks
+            if times:
+                seen["times"] = status.st_atime_ns, status.st_mtime_ns
         result[str(path.relative_to(top))] = seen
     return result

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 _STATE = struct.Struct("<qq")
+_VARIABLE = "LANE_STOPS"
+
+
+class Ended(NamedTuple):
+    """What became of a process: its status as waitpid(2) has it, and how many calls the lane made in it."""
+
+    status: int
+    calls: int
 
 
 class Stops:
@@ -20,17 +32,56 @@ class Stops:
         argv = [os.environ.get("CC", "gcc"), "-shared", "-fPIC", "-O1", source, "-o", self._library]
         subprocess.run([*argv, "-ldl"], check=True)
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """Of the process to stop."""
-        return {"LD_PRELOAD": str(self._library), "LANE_STOPS": str(self._state)}
+    def run(
+        self, module: str, calls: Sequence[int], arguments: Sequence[Sequence[str]], *, die: bool
+    ) -> list[Ended]:
+        """Run `module` with this library, which has `each` run what it does, once for every call.
 
-    def arm(self, call: int = 0, *, die: bool = False) -> None:
-        """Count from now on, and stop at the `call`-th; 0: at none."""
-        self._state.write_bytes(_STATE.pack(0, -call if die else call))
+        Args:
+            calls: at which call each run is stopped; 0: at none.
+            arguments: what each run is given.
+            die: the process ends there, else the call fails with EIO.
+        """
+        runs = [
+            (-call if die else call, own) for call, own in zip(calls, arguments, strict=True)
+        ]
+        environment = {**os.environ, "LD_PRELOAD": str(self._library)}
+        argv = [sys.executable, "-m", module, str(self._state)]
+        done = subprocess.run(
+            argv,
+            cwd=Path(__file__).parents[3],
+            env=environment,
+            input=json.dumps(runs),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        return [Ended(*row) for row in json.loads(done.stdout)]
 
-    def disarm(self) -> int:
-        """How many calls there were."""
-        count = _STATE.unpack(self._state.read_bytes())[0]
-        self._state.unlink()
-        return int(count)
+
+def each(state: str, work: Callable[..., None]) -> None:
+    """Do the work once for every run that `Stops.run` wants, each in a process of its own.
+
+    The work calls `stopped` around what may be stopped.
+    """
+    ended = []
+    for call, arguments in json.load(sys.stdin):
+        Path(state).write_bytes(_STATE.pack(0, call))
+        pid = os.fork()
+        if not pid:
+            try:
+                work(lambda on: _turn(on, state), *arguments)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+            os._exit(0)
+        status = os.waitpid(pid, 0)[1]
+        ended.append((status, _STATE.unpack(Path(state).read_bytes())[0]))
+    print(json.dumps(ended))
+
+
+def _turn(on: bool, state: str) -> None:
+    if on:
+        os.environ[_VARIABLE] = state
+    else:
+        del os.environ[_VARIABLE]

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import stat
 import struct
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from overlayfs_py.options import MountOptions
-from overlayfs_py.overlay.values import Caller
 from overlayfs_py.wire.device import protocol
 from overlayfs_py.wire.device.protocol import Opcode
 from overlayfs_py.wire.lane import compiled
@@ -33,14 +29,12 @@ from tests.wire.device.copies import (
     union,
     walk_to,
 )
-from tests.wire.device.line import Line
-from tests.wire.device.stops import Stops
+from tests.wire.device.stops import Ended, Stops, each
 
 pytestmark = pytest.mark.skipif(compiled() is None, reason="no compiled lane")
 
 OTHERS = ("over", "xattr", "setuid", "linked", "sparse", "sub/plain")
 KINDS = ("directory", "image")
-_CTIME = slice(5, 6), slice(8, 9)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -242,23 +236,20 @@ def test_a_copy_needs_the_directory_marked_first(directory: Path, tmp_path: Path
 # What goes wrong in the middle
 
 
-def _child(source: Path, place: Place, name: str, way: str, stops: Stops) -> int:
-    """Change a file in a process of its own; its status."""
-    argv = [sys.executable, "-m", __name__, str(source), str(place.upper.parent), name, way]
-    environment = {**os.environ, **stops.environment}
-    top = Path(__file__).parents[3]
-    return subprocess.run([*argv, place.upper.name[:-6]], cwd=top, env=environment).returncode
-
-
-def main(source: str, directory: str, name: str, way: str, label: str) -> None:
-    """One change, with the calls counted from the SETATTR on."""
-    place = Place(Path(directory, f"{label}-upper"), Path(directory, f"{label}-work"))
-    state = Path(os.environ["LANE_STOPS"])
-    with union(Path(source), place) as overlay, served(overlay, laned=True) as (line, client):
+def one_change(
+    stopping: Callable[[bool], None], source: str, upper: str, work: str, name: str, way: str
+) -> None:
+    """In a process of its own. What comes before the change is not stopped."""
+    place = Place(Path(upper), Path(work))
+    with (
+        union(Path(source), place) as overlay,
+        served(overlay, laned=True) as (line, client),
+    ):
         told = walk_to(client, name)
-        state.rename(state.with_suffix(""))
-        os.environ["LANE_STOPS"] = str(state.with_suffix(""))
+        client.xattrs(1)
+        stopping(True)
         change(line, client, told.id, CHANGES[way])
+        stopping(False)
 
 
 @pytest.fixture(scope="module")
@@ -266,5 +257,86 @@ def stops(tmp_path_factory: pytest.TempPathFactory) -> Stops:
     return Stops(tmp_path_factory.mktemp("stops"))
 
 
+def _of_kernel(lower: Path, place: Place, *, times: bool = True) -> dict[str, dict[str, Any]]:
+    """What the kernel's overlayfs shows of the union, with st_ino."""
+    merged = place.upper.with_name("merged")
+    merged.mkdir(exist_ok=True)
+    options = f"lowerdir={lower},upperdir={place.upper},workdir={place.work},xino=auto"
+    mount(b"overlay", os.fsencode(merged), b"overlay", 0, options.encode())
+    try:
+        seen = found(merged, times=times)
+        for path in merged.rglob("*"):
+            seen[str(path.relative_to(merged))]["ino"] = path.lstat().st_ino
+    finally:
+        unmount(os.fsencode(merged))
+    # A crash before it is put back shows the directory changed.
+    del seen["."]["times"]
+    return seen
+
+
+CASES = [("owned", "chmod"), ("plain", "shorten"), ("empty", "chown")]
+
+
+class Case:
+    """One change, made in any number of places."""
+
+    def __init__(self, lower: Path, name: str, way: str, stops: Stops, tmp_path: Path) -> None:
+        self.lower, self.name, self._way = lower, name, way
+        self._stops = stops
+        self._scratch = tmp_path
+        self.times = way != "shorten"
+
+    def made(self, calls: Sequence[int], *, die: bool = False) -> list[tuple[Place, Ended]]:
+        """The change stopped at each of these calls of the lane, in a place each."""
+        places = [copies.place(self._scratch, f"stopped{call}") for call in calls]
+        arguments = [
+            [str(self.lower), *map(str, place), self.name, self._way] for place in places
+        ]
+        ended = self._stops.run(__name__, calls, arguments, die=die)
+        return list(zip(places, ended, strict=True))
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def case(
+    request: pytest.FixtureRequest, directory: Path, stops: Stops, tmp_path: Path
+) -> Case:
+    return Case(directory, *request.param, stops, tmp_path)
+
+
+@pytest.mark.mount
+def test_a_crash_shows_the_old_file_or_the_new_one(case: Case, tmp_path: Path) -> None:
+    """Before each system call of the lane in turn, as the kernel's overlayfs finds it."""
+    old = copies.place(tmp_path, "old")
+    ((new, done),) = case.made([0])
+    assert done.status == 0
+    assert done.calls > 10
+    views = [_of_kernel(case.lower, place, times=case.times) for place in (old, new)]
+    assert views[0] != views[1]
+    for place, ended in case.made(range(1, done.calls + 1), die=True):
+        assert os.WTERMSIG(ended.status) == signal.SIGKILL
+        assert {entry.name for entry in os.scandir(place.upper)} <= {case.name}
+        assert _of_kernel(case.lower, place, times=case.times) in views, ended.calls
+        with union(case.lower, place) as overlay, served(overlay, laned=True) as (_, client):
+            number = walk_to(client, case.name).attributes[0]
+        assert number == (case.lower / case.name).stat().st_ino
+        assert os.listdir(place.work / "work") == []
+
+
+def test_a_call_that_fails_leaves_the_change_to_python(case: Case) -> None:
+    ((new, done),) = case.made([0])
+    assert done.status == 0
+    expected = found(new.upper, times=case.times)
+    put_back = expected["."].pop("times")
+    of_directory = []
+    for call, (place, ended) in enumerate(case.made(range(1, done.calls + 1)), 1):
+        assert ended.status == 0
+        seen = found(place.upper, times=case.times)
+        of_directory.append(seen["."].pop("times"))
+        assert seen == expected, call
+        assert os.listdir(place.work / "work") == []
+    # All calls but the one that puts it back.
+    assert of_directory.count(put_back) == done.calls - 1
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    each(sys.argv[1], one_change)
