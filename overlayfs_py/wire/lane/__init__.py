@@ -20,6 +20,10 @@ lower files that a whiteout hides. Each is one system call on the upper, so no c
 fails, or finds anything that is not plain, leaves the request as it came to Python. Plain is a file or symlink with
 one name and, in the upper, without xattrs: it has no mark that a verb would read.
 
+What is copied up (copying_up.pxi). A lower file, of a directory or an image, with one name, without xattrs, setuid,
+setgid and holes, that is not open and whose data is small or not wanted, when it is opened for writing in passthrough
+or its attributes change. The copy is a file without a name until one link puts it, complete, where it belongs.
+
 Why that is right. A node that the kernel knows is either the lane's or Python's (wire.nodes), never both:
 
 - Node ids of the lane begin at FIRST_ID, so one look tells whose a request may be.
@@ -42,6 +46,9 @@ Why that is right. A node that the kernel knows is either the lane's or Python's
   anything there. A copied-up directory has only names that verbs made, and those were retracted.
 - A node whose name was removed or replaced here stays the lane's without one, and is held by a descriptor or, of a
   lower file, by its path. Python takes it over as it takes one over that has a name.
+- A file that was copied up here keeps its node and st_ino, and is looked at in the upper. Once the kernel forgets it
+  the name is Python's, who reads the origin. Its directory was marked impure by Python before, whose listings look
+  at each name then. Data that must be on the disk before it is seen is Python's to copy.
 - While a file is open for writing its attributes change without a request: they are told as good for no time.
 - While the gate is closed (wire.gate) the lane changes nothing, so Python gets the requests, and has them wait.
 - Nothing is published for Python while slow work is under way: a name that was retracted for it stays retracted.

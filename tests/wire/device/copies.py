@@ -123,9 +123,7 @@ class Change(NamedTuple):
 CHANGES = {
     "chmod": Change(Valid.MODE, {"mode": 0o604}),
     "chown": Change(Valid.UID | Valid.GID, {"uid": 7, "gid": 8}),
-    "utimens": Change(
-        Valid.ATIME | Valid.MTIME, {"atime": 5, "mtime": 6, "mtimensec": 7}
-    ),
+    "utimens": Change(Valid.ATIME | Valid.MTIME, {"atime": 5, "mtime": 6, "mtimensec": 7}),
     "shorten": Change(Valid.SIZE, {"size": 10}),
     "empty": Change(Valid.SIZE),
     "lengthen": Change(Valid.SIZE, {"size": 70_000}),

@@ -32,6 +32,21 @@ class Stops:
         argv = [os.environ.get("CC", "gcc"), "-shared", "-fPIC", "-O1", source, "-o", self._library]
         subprocess.run([*argv, "-ldl"], check=True)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a process that is stopped as this one says: see `arm`."""
+        return {"LD_PRELOAD": str(self._library), _VARIABLE: str(self._state)}
+
+    def arm(self, call: int = 0) -> None:
+        """Count from now on; the `call`-th fails, 0: none."""
+        self._state.write_bytes(_STATE.pack(0, call))
+
+    def disarm(self) -> int:
+        """How many calls there were."""
+        count: int = _STATE.unpack(self._state.read_bytes())[0]
+        self._state.unlink()
+        return count
+
     def run(
         self, module: str, calls: Sequence[int], arguments: Sequence[Sequence[str]], *, die: bool
     ) -> list[Ended]:
@@ -42,9 +57,7 @@ class Stops:
             arguments: what each run is given.
             die: the process ends there, else the call fails with EIO.
         """
-        runs = [
-            (-call if die else call, own) for call, own in zip(calls, arguments, strict=True)
-        ]
+        runs = [(-call if die else call, own) for call, own in zip(calls, arguments, strict=True)]
         environment = {**os.environ, "LD_PRELOAD": str(self._library)}
         argv = [sys.executable, "-m", module, str(self._state)]
         done = subprocess.run(

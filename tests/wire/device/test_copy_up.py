@@ -289,17 +289,13 @@ class Case:
     def made(self, calls: Sequence[int], *, die: bool = False) -> list[tuple[Place, Ended]]:
         """The change stopped at each of these calls of the lane, in a place each."""
         places = [copies.place(self._scratch, f"stopped{call}") for call in calls]
-        arguments = [
-            [str(self.lower), *map(str, place), self.name, self._way] for place in places
-        ]
+        arguments = [[str(self.lower), *map(str, place), self.name, self._way] for place in places]
         ended = self._stops.run(__name__, calls, arguments, die=die)
         return list(zip(places, ended, strict=True))
 
 
 @pytest.fixture(params=CASES, ids="-".join)
-def case(
-    request: pytest.FixtureRequest, directory: Path, stops: Stops, tmp_path: Path
-) -> Case:
+def case(request: pytest.FixtureRequest, directory: Path, stops: Stops, tmp_path: Path) -> Case:
     return Case(directory, *request.param, stops, tmp_path)
 
 
