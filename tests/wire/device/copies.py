@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import random
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from layerstore.store import Store
@@ -55,9 +56,10 @@ def import_image(lower: Path, root: Path) -> None:
         name = str(path.relative_to(lower))
         if path.is_file() and name not in ("other", "sparse"):
             status = path.stat()
-            mode, owner = stat.S_IMODE(status.st_mode), {"uid": status.st_uid, "gid": status.st_gid}
-            xattrs = {"user.a": "1"} if name == "xattr" else {}
-            items.append(Item(name, path.read_bytes(), mode=mode, xattrs=xattrs, **owner))
+            item = Item(name, path.read_bytes(), mode=stat.S_IMODE(status.st_mode))
+            item.uid, item.gid = status.st_uid, status.st_gid
+            item.xattrs = {"user.a": "1"} if name == "xattr" else {}
+            items.append(item)
     archive = root.with_suffix(".tar")
     archive.write_bytes(tar_of(items))
     with Store.open(str(root), create=True) as store:
@@ -109,7 +111,7 @@ class Change(NamedTuple):
     """A SETATTR: FATTR_* and the fields that they name."""
 
     valid: int
-    fields: dict[str, int] = {}
+    fields: Mapping[str, int] = MappingProxyType({})
 
     def body(self) -> bytes:
         names = (
@@ -131,13 +133,9 @@ CHANGES = {
 
 
 def walk_to(client: Client, name: str) -> Told:
-    node = 1
-    told = None
-    for part in name.split("/"):
-        told = client.lookup(node, part.encode())
-        assert not isinstance(told, int), os.strerror(told)
-        node = told.id
-    assert told is not None
+    directory, _, last = name.rpartition("/")
+    told = client.lookup(walk_to(client, directory).id if directory else 1, last.encode())
+    assert not isinstance(told, int), os.strerror(told)
     return told
 
 

@@ -29,8 +29,9 @@ class Stops:
         self._library = directory / "stops.so"
         self._state = directory / "stops"
         source = Path(__file__).with_name("stops.c")
-        argv = [os.environ.get("CC", "gcc"), "-shared", "-fPIC", "-O1", source, "-o", self._library]
-        subprocess.run([*argv, "-ldl"], check=True)
+        compiler = os.environ.get("CC", "gcc")
+        argv = [compiler, "-shared", "-fPIC", "-O1", str(source), "-o", str(self._library), "-ldl"]
+        subprocess.run(argv, check=True)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -46,7 +46,7 @@ WAYS: dict[str, Callable[[Path], None]] = {
     "O_TRUNC, O_RDONLY": _opened(os.O_RDONLY | os.O_TRUNC),
     "truncate": lambda path: os.truncate(path, 7),
     "chmod": lambda path: path.chmod(0o600),
-    "rename": lambda path: path.rename(path.with_name("renamed")),
+    "rename": lambda path: os.rename(path, path.with_name("renamed")),
     "link": lambda path: os.link(path, path.with_name("link")),
 }
 BY_THE_LANE = ("append", "write", "only open", "O_TRUNC", "O_TRUNC, O_CREAT", "truncate", "chmod")
@@ -130,8 +130,8 @@ def test_every_way_leaves_what_python_leaves(lower: Path, options: str, tmp_path
                         path.with_name("link").rename(path.with_name(f"link-{name}"))
         unions.append(seen)
         uppers.append(_found(subject.upper, ".", "link", "rename"))
-    for path, values in unions[0].items():
-        assert values == unions[1][path], path
+    for which, values in unions[0].items():
+        assert values == unions[1][which], which
     assert uppers[0] == uppers[1]
 
 
@@ -226,8 +226,8 @@ def test_pages_from_before_the_copy_up_are_not_shown_again(lower: Path, tmp_path
         path = subject.mountpoint / "edge"
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
             assert view[:] == (lower / "edge").read_bytes()
-        with open(path, "r+b", buffering=0) as file:
-            file.write(b"NEW")
+        with open(path, "r+b", buffering=0) as writer:
+            writer.write(b"NEW")
             with (
                 open(path, "rb") as other,
                 mmap.mmap(other.fileno(), 0, prot=mmap.PROT_READ) as view,
