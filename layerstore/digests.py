@@ -44,6 +44,16 @@ def of_stream(stream: _Readable) -> tuple[str, int]:
     return "sha256:" + hasher.hexdigest(), size
 
 
+def of_file(path: bytes) -> str:
+    """The digest of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(path, "rb", buffering=0) as file:
+        return of_stream(file)[0]
+
+
 def hex_of(digest: str) -> str:
     """The hexadecimal part."""
     return digest.partition(":")[2]

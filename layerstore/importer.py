@@ -18,9 +18,7 @@ from typing import Any
 from layerstore import collect, digests, names
 from layerstore.collect import IMAGES, LAYERS, index_path
 from layerstore.errors import ObjectMissing, SourceInvalid, StoreError, show
-from layerstore.index.merge import merge
-from layerstore.index.reader import Index
-from layerstore.index.tree import Node
+from layerstore.index.merge import write_merged
 from layerstore.index.writer import write_index
 from layerstore.objects import Objects, Staging, sync_files
 from layerstore.oci.compression import Stream
@@ -146,7 +144,8 @@ class Importer:
             return None
 
     def _new_layer(self, source: LayerSource) -> LayerRow:
-        with contextlib.closing(source.open()) as blob:
+        with contextlib.ExitStack() as stack:
+            blob = stack.enter_context(contextlib.closing(source.open()))
             on_read = self._reporter(source.label, source.size)
             split_path = os.path.join(self._session.directory, b"split-%d" % self._splits)
             self._splits += 1
@@ -162,19 +161,23 @@ class Importer:
                     absolute_names=self._absolute_names,
                     split=split,
                     limits=self._limits,
+                    scratch=self._session.scratch,
                 )
+                stack.callback(builder.close)
                 reader = TarReader(
                     stream, source.label, needs_end=source.needs_end, record=split.raw
                 )
                 try:
-                    root = builder.apply_all(reader)
+                    tree = builder.apply_all(reader)
                 except SourceInvalid as error:
                     raise self._blame(source, stream, error) from None
                 _check_digests(source, stream)
                 split.finish(stream.digest, stream.size)
-        diff_id = stream.digest
-        path = os.path.join(self._session.directory, digests.hex_of(diff_id).encode())
-        digest = self._write_index(root, path)
+            diff_id = stream.digest
+            path = os.path.join(self._session.directory, digests.hex_of(diff_id).encode())
+            with open(path, "xb", opener=_read_only) as file:
+                write_index(tree, file, self._session.scratch)
+        digest = digests.of_file(path)
         self._new_files.append((path, index_path(self._root, LAYERS, diff_id)))
         self._new_files.append((split_path, collect.split_path(self._root, diff_id)))
         row = LayerRow(diff_id, stream.size, builder.content_bytes, builder.entries, digest)
@@ -237,12 +240,6 @@ class Importer:
             return error
         return _damaged(source, found, size)
 
-    def _write_index(self, root: Node, path: bytes) -> str:
-        with open(path, "xb", opener=_read_only) as file:
-            write_index(root, file)
-        with open(path, "rb", buffering=0) as file:
-            return digests.of_stream(file)[0]
-
     def _reporter(self, label: str, total: int | None) -> Callable[[int], None] | None:
         progress = self._progress
         if progress is None:
@@ -269,14 +266,12 @@ class Importer:
         if known is not None:
             return known
         staged = {final: path for path, final in self._new_files}
-        with contextlib.ExitStack() as stack:
-            layers = []
-            for diff_id in diff_ids:
-                final = index_path(self._root, LAYERS, diff_id)
-                layers.append(stack.enter_context(Index(staged.get(final, final))))
-            root = merge(layers)
+        finals = [index_path(self._root, LAYERS, diff_id) for diff_id in diff_ids]
         path = os.path.join(self._session.directory, b"image")
-        digest = self._write_index(root, path)
+        with open(path, "xb", opener=_read_only) as file:
+            layers = [staged.get(final, final) for final in finals]
+            write_merged(layers, file, self._session.scratch)
+        digest = digests.of_file(path)
         self._new_files.append((path, index_path(self._root, IMAGES, chain_id)))
         return digest
 

@@ -2,7 +2,8 @@
 
 An object is written in a session's directory below the store's tmp/, synced together with many
 others, and only then renamed to `objects/ab/cdef...`: what has a name there is complete, also after
-a crash. One thread per `Staging`; any number of processes per store.
+a crash. One thread per `Staging`; any number of processes per store. Memory does not grow with the number of
+objects.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 import xxhash
 
 from layerstore.errors import ObjectCorrupt, ObjectMissing
+from layerstore.spool import Sorted
 
 CHUNK_SIZE = 1 << 20
 QUARANTINE = b"quarantine"
@@ -26,6 +28,8 @@ SYNC_ONE_BY_ONE_MAX = 32
 also waits for what everybody else has written."""
 
 _ZEROS = bytes(CHUNK_SIZE)
+_KEY_SIZE = 32
+_CHECKSUM_SIZE = 8
 
 Segment = tuple[int, Iterable[bytes]]
 """Where in a file a run of data starts, and the data."""
@@ -152,24 +156,42 @@ class Staging:
     def __init__(self, objects: Objects, directory: bytes) -> None:
         self.objects = objects
         self.new_bytes = 0
-        self.checksums: dict[str, bytes] = {}
-        """XXH3 (64 bits) of each new object, by digest; for quick scrubs."""
         self._directory = directory
-        self._staged: dict[str, bytes] = {}
+        self._new = self._sorted()
         self._known: set[bytes] = set()  # directories of objects that others brought
-        self._count = 0
         self._mode_is_right: bool | None = None
+
+    def _sorted(self) -> Sorted:
+        return Sorted(_KEY_SIZE + _CHECKSUM_SIZE, os.path.dirname(self._directory))
+
+    @property
+    def checksums(self) -> Iterator[tuple[bytes, bytes]]:
+        """XXH3 (64 bits) of each new object, by the 32 bytes of its digest, in their order; for quick
+        scrubs."""
+        return ((record[:_KEY_SIZE], record[_KEY_SIZE:]) for record in self._new)
+
+    @property
+    def count(self) -> int:
+        """Of the new objects."""
+        return len(self._new)
 
     def add_bytes(self, data: bytes) -> str:
         """Add an object whose content is in memory; returns its digest."""
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
         if not self._present(digest):
-            path, fd = self._create()
+            path = self._staged(digest)
+            try:
+                fd = self._create(path)
+            except FileExistsError:  # with this content, some entries ago
+                return digest
             try:
                 _write_all(fd, data)
+            except BaseException:
+                os.unlink(path)
+                raise
             finally:
                 os.close(fd)
-            self._keep(digest, path, len(data), xxhash.xxh3_64_digest(data))
+            self._keep(digest, len(data), xxhash.xxh3_64_digest(data))
         return digest
 
     def add(self, chunks: Iterable[bytes]) -> str:
@@ -186,7 +208,8 @@ class Staging:
         Returns:
             its digest, which counts the holes as zeros.
         """
-        path, fd = self._create()
+        path = os.path.join(self._directory, b"unnamed")
+        fd = self._create(path)
         try:
             hasher = Hashers()
             position = length = 0
@@ -210,34 +233,43 @@ class Staging:
         finally:
             os.close(fd)
         digest = hasher.digest
-        if self._present(digest):
+        if self._present(digest) or self.is_staged(digest):
             os.unlink(path)
         else:
-            self._keep(digest, path, position, hasher.checksum)
+            os.rename(path, self._staged(digest))
+            self._keep(digest, position, hasher.checksum)
         return digest
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
         """Forget what was staged within if the context ends with an exception: another attempt follows,
         and what only this one needed would be an object that nothing refers to."""
-        before = len(self._staged)
+        before, self._new = self._new, self._sorted()
         try:
             yield
         except BaseException:
-            for digest in list(self._staged)[before:]:
-                path = self._staged.pop(digest)
+            for digest in self._digests():
+                path = self._staged(digest)
                 self.new_bytes -= os.stat(path).st_size
                 os.unlink(path)
-                del self.checksums[digest]
             raise
+        else:
+            for record in self._new:
+                before.add(record)
+        finally:
+            self._new.close()
+            self._new = before
 
     def sync(self) -> None:
         """Bring everything that was staged to the disk."""
-        sync_files(list(self._staged.values()), self._directory)
+        if self.count > SYNC_ONE_BY_ONE_MAX:
+            sync_filesystem_of(self._directory)
+        else:
+            sync_files([self._staged(digest) for digest in self._digests()], self._directory)
 
     def place(self) -> None:
         """Give every staged object its name. `sync` comes before, `sync_names` after."""
-        for digest, path in self._staged.items():
+        for digest in self._digests():
             final = self.objects.path(digest)
             parent = os.path.dirname(final)
             if parent not in self._known:
@@ -245,36 +277,40 @@ class Staging:
                     os.mkdir(parent)
                 self._known.add(parent)
             # Another import may have been faster; both files are the same.
-            os.rename(path, final)
-        self._staged.clear()
+            os.rename(self._staged(digest), final)
 
     def sync_names(self) -> None:
         """Bring the names to the disk, those included on which another import was faster and may
         not have got to it yet."""
         sync_files([*self._known, self.objects.directory], self._directory)
 
+    def is_staged(self, digest: str) -> bool:
+        """Whether the object was added here and has no name yet."""
+        return os.path.exists(self._staged(digest))
+
+    def _staged(self, digest: str) -> bytes:
+        return os.path.join(self._directory, digest[7:].encode())
+
+    def _digests(self) -> Iterator[str]:
+        return ("sha256:" + key.hex() for key, _ in self.checksums)
+
     def _present(self, digest: str) -> bool:
-        if digest in self._staged:
-            return True
         path = self.objects.path(digest)
         if os.path.exists(path):
             self._known.add(os.path.dirname(path))
             return True
         return False
 
-    def _create(self) -> tuple[bytes, int]:
-        self._count += 1
-        path = os.path.join(self._directory, b"%d" % self._count)
+    def _create(self, path: bytes) -> int:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
         if self._mode_is_right is None:
             self._mode_is_right = stat.S_IMODE(os.fstat(fd).st_mode) == 0o444
         if not self._mode_is_right:  # a strict umask
             os.fchmod(fd, 0o444)
-        return path, fd
+        return fd
 
-    def _keep(self, digest: str, path: bytes, size: int, checksum: bytes) -> None:
-        self._staged[digest] = path
-        self.checksums[digest] = checksum
+    def _keep(self, digest: str, size: int, checksum: bytes) -> None:
+        self._new.add(bytes.fromhex(digest[7:]) + checksum)
         self.new_bytes += size
 
 
@@ -291,11 +327,7 @@ def sync_files(paths: list[bytes], directory: bytes) -> None:
         directory: any directory of the same filesystem.
     """
     if len(paths) > SYNC_ONE_BY_ONE_MAX:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sync_filesystem(fd)
-        finally:
-            os.close(fd)
+        sync_filesystem_of(directory)
         return
     for path in paths:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -303,6 +335,15 @@ def sync_files(paths: list[bytes], directory: bytes) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def sync_filesystem_of(directory: bytes) -> None:
+    """Bring everything on a directory's filesystem to the disk."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_filesystem(fd)
+    finally:
+        os.close(fd)
 
 
 def _find_syncfs() -> Callable[[int], int] | None:

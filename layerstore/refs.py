@@ -12,7 +12,7 @@ import os
 import sqlite3
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from layerstore import schema
@@ -300,13 +300,13 @@ class Refs:
         """XXH3 (64 bits) of the objects that have one, by the 32 bytes of the digest."""
         return dict(self._db.execute("SELECT object, xxh3 FROM checksums").fetchall())
 
-    def set_checksums(self, checksums: dict[str, bytes]) -> None:
-        """Note XXH3 sums of objects, by digest. Inside a transaction."""
-        self._db.executemany(
-            "INSERT OR REPLACE INTO checksums VALUES (?, ?)",
-            # In the order of the tree, which then grows at few places.
-            sorted((bytes.fromhex(key[7:]), value) for key, value in checksums.items()),
-        )
+    def set_checksums(self, checksums: Iterable[tuple[bytes, bytes]]) -> None:
+        """Note XXH3 sums of objects, by the 32 bytes of the digest. Inside a transaction.
+
+        Args:
+            checksums: best in order, as the tree then grows at few places.
+        """
+        self._db.executemany("INSERT OR REPLACE INTO checksums VALUES (?, ?)", checksums)
 
     def remove_checksums(self, keys: list[bytes]) -> None:
         """Forget those of objects that are gone. Inside a transaction."""

@@ -21,9 +21,8 @@ from typing import BinaryIO, cast
 from layerstore import check, collect, digests, in_use, session
 from layerstore.collect import IMAGES, LAYERS, index_path
 from layerstore.errors import SourceInvalid, StoreError, show
-from layerstore.index.merge import merge
-from layerstore.index.reader import Index
-from layerstore.index.tree import Node
+from layerstore.index.merge import write_merged
+from layerstore.index.tree import Tree
 from layerstore.index.writer import write_index
 from layerstore.objects import Staging, sync_files
 from layerstore.oci.compression import Stream
@@ -96,7 +95,7 @@ class _Harvest(Staging):
 
     def _present(self, digest: str) -> bool:
         if digest in self.wanted:
-            return digest in self._staged
+            return self.is_staged(digest)
         return not self.all_missing or super()._present(digest)
 
 
@@ -129,34 +128,35 @@ class _Repair:
     def _layer_from_its_tar(self, diff_id: str) -> None:
         with self._store.layer_tar(diff_id) as tar:
             staging = _Harvest(self._objects, self._session.objects)
-            builder = LayerBuilder(staging, diff_id, absolute_names=True)
-            with Stream(cast(BinaryIO, tar), diff_id) as stream:
-                root = builder.apply_all(TarReader(stream, diff_id))
-        self._put_layer_index(diff_id, root)
+            builder = LayerBuilder(
+                staging, diff_id, absolute_names=True, scratch=self._session.scratch
+            )
+            with (
+                contextlib.closing(builder),
+                Stream(cast(BinaryIO, tar), diff_id) as stream,
+            ):
+                self._put_layer_index(diff_id, builder.apply_all(TarReader(stream, diff_id)))
 
     def _image_from_its_layers(self, chain_id: str, paths: list[bytes]) -> None:
-        with contextlib.ExitStack() as stack:
-            root = merge([stack.enter_context(Index(path)) for path in paths])
-        made, digest = self._write_index(root)
+        made = self._path()
+        with open(made, "xb", opener=_read_only) as file:
+            write_merged(paths, file, self._session.scratch)
+        digest = digests.of_file(made)
         if self._put(made, index_path(self._store.root, IMAGES, chain_id)):
             with self._refs.transaction():
                 self._refs.set_chain_index(chain_id, digest)
             self.done.indexes += 1
 
-    def _put_layer_index(self, diff_id: str, root: Node) -> None:
-        made, digest = self._write_index(root)
+    def _put_layer_index(self, diff_id: str, tree: Tree) -> None:
+        made = self._path()
+        with open(made, "xb", opener=_read_only) as file:
+            write_index(tree, file, self._session.scratch)
+        digest = digests.of_file(made)
         if self._put(made, index_path(self._store.root, LAYERS, diff_id)):
             # A newer version may write the same tree in other bytes.
             with self._refs.transaction():
                 self._refs.set_layer_index(diff_id, digest)
             self.done.indexes += 1
-
-    def _write_index(self, root: Node) -> tuple[bytes, str]:
-        path = self._path()
-        with open(path, "xb", opener=_read_only) as file:
-            write_index(root, file)
-        with open(path, "rb", buffering=0) as file:
-            return path, digests.of_stream(file)[0]
 
     def _put(self, made: bytes, final: bytes) -> bool:
         if os.path.exists(final):
@@ -206,9 +206,8 @@ class _Repair:
                     open(made, "xb", opener=_read_only) as file,
                 ):
                     shutil.copyfileobj(blob, file, 1 << 20)
-                with open(made, "rb", buffering=0) as file:
-                    if digests.of_stream(file)[0] != source.digest:
-                        raise _damaged(source)
+                if digests.of_file(made) != source.digest:
+                    raise _damaged(source)
                 self._put(made, collect.blob_path(self._store.root, source.digest))
                 self.done.blobs += 1
 
@@ -233,7 +232,7 @@ class _Repair:
             if not known or layer.diff_id in layers:
                 self._take(layer, staging, found)
         staging.sync()
-        self.done.objects += len(staging.checksums)
+        self.done.objects += staging.count
         self._session.placing()
         staging.place()
         staging.sync_names()
@@ -253,24 +252,34 @@ class _Repair:
             def report(done: int) -> None:
                 told(source.label, done, source.size)
 
-        with (
-            contextlib.closing(source.open()) as blob,
-            Stream(blob, source.label, report) as stream,
-            open(split_path, "xb", opener=_read_only) as file,
-        ):
-            split = SplitWriter(file)
-            builder = LayerBuilder(staging, source.label, absolute_names=True, split=split)
-            reader = TarReader(stream, source.label, needs_end=source.needs_end, record=split.raw)
-            root = builder.apply_all(reader)
-            if source.diff_id not in (None, stream.digest) or source.digest not in (
-                None,
-                stream.blob_digest,
+        with contextlib.ExitStack() as stack:
+            blob = stack.enter_context(contextlib.closing(source.open()))
+            with (
+                Stream(blob, source.label, report) as stream,
+                open(split_path, "xb", opener=_read_only) as file,
             ):
-                raise _damaged(source)
-            split.finish(stream.digest, stream.size)
-        diff_id = stream.digest
-        if diff_id in found.indexes:
-            self._put_layer_index(diff_id, root)
+                split = SplitWriter(file)
+                builder = LayerBuilder(
+                    staging,
+                    source.label,
+                    absolute_names=True,
+                    split=split,
+                    scratch=self._session.scratch,
+                )
+                stack.callback(builder.close)
+                reader = TarReader(
+                    stream, source.label, needs_end=source.needs_end, record=split.raw
+                )
+                tree = builder.apply_all(reader)
+                if source.diff_id not in (None, stream.digest) or source.digest not in (
+                    None,
+                    stream.blob_digest,
+                ):
+                    raise _damaged(source)
+                split.finish(stream.digest, stream.size)
+            diff_id = stream.digest
+            if diff_id in found.indexes:
+                self._put_layer_index(diff_id, tree)
         if diff_id in found.splits and self._put(
             split_path, collect.split_path(self._store.root, diff_id)
         ):

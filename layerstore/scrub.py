@@ -51,7 +51,7 @@ def scrub(
         if problem.digest is not None and _is_there(store, objects, problem.digest)
     )
     known = store.refs().checksums()
-    fresh: dict[str, bytes] = {}
+    fresh: list[tuple[bytes, bytes]] = []
     done = 0
     for digest in objects:
         key = bytes.fromhex(digest[7:])
@@ -65,7 +65,7 @@ def scrub(
             yield Problem(f"{error}; it is in quarantine", need.images, digest)
             continue
         if sums is not None and sums != known.get(key):
-            fresh[digest] = sums
+            fresh.append((key, sums))
             if len(fresh) >= _NOTED_AT_ONCE:
                 _note(store, fresh)
         done += size
@@ -121,7 +121,7 @@ def _quarantine(store: Store, objects: Objects, digest: str) -> None:
         objects.quarantine(digest)
 
 
-def _note(store: Store, fresh: dict[str, bytes]) -> None:
+def _note(store: Store, fresh: list[tuple[bytes, bytes]]) -> None:
     if fresh:
         with store.refs().transaction():
             store.refs().set_checksums(fresh)

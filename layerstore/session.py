@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Iterator
 
 _PLACING = b"placing"
+_OBJECTS = b"objects"
 _COLLECT = b"collect"
 DOWNLOADS = b"downloads"
 _DOWNLOADS_SECONDS_MAX = 24 * 3600
@@ -44,7 +45,7 @@ class Session:
         self._root = root
         self._tmp = os.path.join(root, b"tmp")
         self.directory = os.path.join(self._tmp, uuid.uuid4().hex.encode())
-        self.objects = os.path.join(self.directory, b"objects")
+        self.objects = os.path.join(self.directory, _OBJECTS)
         self.scratch = os.path.join(self.directory, b"scratch")
         self._locks: list[int] = []
 
@@ -77,13 +78,24 @@ class Session:
     def __exit__(self, *_: object) -> None:
         try:
             if not os.path.exists(os.path.join(self.directory, _PLACING)):
-                shutil.rmtree(self.directory, ignore_errors=True)
+                _remove(self.directory)
         finally:
             self._release()
 
     def _release(self) -> None:
         while self._locks:
             os.close(self._locks.pop())
+
+
+def _remove(directory: bytes) -> None:
+    """Remove an import's directory. Its objects go one by one: rmtree makes a list of them first."""
+    with (
+        contextlib.suppress(OSError),
+        os.scandir(os.path.join(directory, _OBJECTS)) as entries,
+    ):
+        for entry in entries:
+            os.unlink(entry.path)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _spread(directory: int) -> None:
@@ -148,7 +160,7 @@ def sweep(root: bytes, *, downloads: bool = False) -> bool:
             try:
                 if os.path.exists(os.path.join(path, _PLACING)):
                     want_collection(root)
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
             finally:
                 os.close(held)
         return os.path.exists(os.path.join(tmp, _COLLECT))

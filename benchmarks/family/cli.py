@@ -1,7 +1,7 @@
 """The command line of tools/figures: the only place here that prints.
 
 tools/figures                  everything: at most an hour, on a quiet machine
-tools/figures WHAT...          only import, mount, container, disk, export, tree or pull
+tools/figures WHAT...          only import, mount, container, disk, export, tree, pull or memory
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import machine, plan, scratch, stores, subjects
 from benchmarks.errors import CannotMeasure, UserError
-from benchmarks.family import archives, disk, floor, goals, pulls, round_trip
+from benchmarks.family import archives, disk, floor, goals, memory, pulls, round_trip
 from benchmarks.family.goals import Finding
 from benchmarks.mounts import Mounter
 from benchmarks.progress import Progress
@@ -23,7 +23,9 @@ from benchmarks.subjects import Spec
 ROWS = {"import": "family-import", "mount": "store-mount", "container": "family-container"}
 CHECKS = ("disk", "export", "tree")
 PULL = "pull"
-WORDS = (*ROWS, *CHECKS, PULL)
+MADE = "memory"
+"""Measured on images that are made for it, not on the family."""
+WORDS = (*ROWS, *CHECKS, PULL, MADE)
 SUBJECTS = (goals.OURS, goals.SKOPEO, goals.KERNEL)
 ROUNDS, LIMIT_MINUTES = 7, 40.0
 
@@ -103,6 +105,12 @@ def _findings(options: argparse.Namespace, wanted: Sequence[str]) -> Iterator[Fi
         yield from _checks(options.directory, options.image or list(archives.FAMILY), checks)
     if PULL in wanted:
         yield from _pulls(options.directory)
+    if MADE in wanted:
+        with scratch.working(options.directory) as place:
+            try:
+                yield from memory.measure(subjects.locate(subjects.parse(goals.OURS)), place)
+            except CannotMeasure as reason:
+                raise UserError(str(reason)) from None
 
 
 def _timings(options: argparse.Namespace, rows: list[str]) -> Iterator[Finding]:

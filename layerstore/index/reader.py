@@ -159,6 +159,15 @@ class Index:
         if not stat.S_ISDIR(self._inode(root).mode):
             raise self._corrupt(self._meta + root * f.SLOT_SIZE, "a directory as the root")
 
+    @property
+    def size(self) -> int:
+        """Of the file in bytes."""
+        return self._size
+
+    def release(self) -> None:
+        """Give back the memory that what was read takes here; the page cache keeps it."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
     def fileno(self) -> int:
         """The descriptor of the index, open for reading; stays the index's."""
         return self._fd

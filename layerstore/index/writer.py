@@ -1,30 +1,30 @@
-"""Writes an index: a tree of `Node` as an EROFS image in composefs's layout.
+"""Writes an index: a `Tree` as an EROFS image in composefs's layout.
 
 The same tree gives the same bytes. Content is never here but for small files: a larger one is a
 file of holes with the marks that send the kernel's overlayfs (or us) to the object.
 
-The image is laid out in one pass over the tree, breadth first with each directory's names in order,
-so that the inodes of one directory lie side by side: headers, then inodes with their xattrs and
-tails, then whole blocks of directories. A second pass writes it.
+The image is laid out breadth first with each directory's names in order, so that the inodes of one
+directory lie side by side: headers, then inodes with their xattrs and tails, then whole blocks of
+directories. The tree is read once, into temporary files (`spool`) of what the image will have of it: it
+may have any number of inodes, of which memory holds some 12 bytes each. A pass over those files says
+where everything goes, another writes it.
 """
 
 from __future__ import annotations
 
-import functools
-import os
+import itertools
 import stat
 import struct
 from array import array
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-import xxhash
-
-from layerstore import marks
 from layerstore.errors import StoreError, show
 from layerstore.index import format as f
-from layerstore.index.reader import Inline, Object
-from layerstore.index.tree import Node
+from layerstore.index import packing
+from layerstore.index.reader import Inline
+from layerstore.index.tree import Node, NodeTree, Tree
+from layerstore.spool import Spool
 
 _TYPES = {
     stat.S_IFREG: 1,
@@ -36,153 +36,248 @@ _TYPES = {
     stat.S_IFLNK: 7,
 }
 _FIRST_INODE = f.SUPERBLOCK_OFFSET + f.SUPERBLOCK_SIZE
-_ACL_NAMES = (b"system.posix_acl_access", b"system.posix_acl_default")
+_OUTPUT_MAX = 1 << 20
+_INODES_AT_ONCE = 1 << 13
+
+_HEAD = struct.Struct("<HBIIIqIQII")
+"""Of an inode on its way: mode, layout (chunked or not), length of the xattrs, uid, gid, mtime in
+seconds, its nanoseconds, size, device or chunk bits, length of the data after the xattrs."""
+_NAME = struct.Struct("<QBB")
+"""Of an entry on its way: number of its inode, its type, length of the name that follows."""
 
 
-def write_index(root: Node, file: BinaryIO) -> None:
-    """Write the tree below `root` to `file`, from its beginning.
+def write_index(tree: Tree | Node, file: BinaryIO, scratch: bytes | None = None) -> None:
+    """Write a tree to `file`, from its beginning.
+
+    Args:
+        tree: it, or the directory that a tree of nodes is below.
+        file: seekable.
+        scratch: where temporary files are made; None: where `tempfile` does.
 
     Raises:
         StoreError: something in the tree has no place in an index, such as 300 KB of xattrs.
         OSError: from writing.
     """
-    _Writer(root).write(file)
+    if isinstance(tree, Node):
+        tree = NodeTree(tree)
+    with Spool(scratch) as heads, Spool(scratch) as bodies, Spool(scratch) as names:
+        _Writer(heads, bodies, names).write(tree, file)
+
+
+class _Placed(NamedTuple):
+    """An inode that has its place. `blocks`: of data outside the inode; `tail`: bytes of it, or of
+    chunks, behind the xattrs."""
+
+    head: tuple[int, ...]
+    offset: int
+    layout: int
+    size: int
+    blocks: int
+    tail: int
 
 
 class _Writer:
-    """One image. Inodes have numbers, in the order in which they are laid out; what is known of each
-    is in arrays of one item an inode, as objects would take more memory than the tree itself."""
+    """One image. Inodes have numbers, in the order in which they are laid out; directories also have
+    positions, in the same order."""
 
-    def __init__(self, root: Node) -> None:
-        if not root.is_directory:
-            raise StoreError("the root of an index must be a directory")
+    def __init__(self, heads: Spool, bodies: Spool, names: Spool) -> None:
+        self._heads = heads
+        self._bodies = bodies
+        self._names = names
         self._has_acl = False
-        self._nodes = [root]
-        self._parents = array("L", [0])
-        self._nlinks = array("L", [2])
-        self._collect()
-        count = len(self._nodes)
-        self._nids = array("Q", bytes(8 * count))
-        self._unions = array("Q", bytes(8 * count))
-        self._block_counts = array("Q", bytes(8 * count))
-        self._layouts = bytearray(count)
-        self._sizes = [0] * count
-        self._place()
+        self._nlinks = array("L")
+        self._nids = array("Q")
+        self._directories = array("L")  # the number of each
+        self._parents = array("L")  # that of its parent
+        self._counts = array("L")  # of the entries of each
+        self._sizes = array("Q")  # of each in bytes
+        self._end = 0  # of the inodes
 
-    def _collect(self) -> None:
-        nodes, parents, nlinks = self._nodes, self._parents, self._nlinks
-        nodes[0].number = 0
-        for number, node in enumerate(nodes):
-            if node.children is None:
-                continue
-            for name in sorted(node.children):
-                _check_name(name)
-                child = node.children[name]
-                known = child.number
-                if known < len(nodes) and nodes[known] is child:
-                    if child.is_directory:
-                        raise StoreError(f"the directory {show(name)} is in the tree twice")
-                    nlinks[known] += 1
-                    continue
-                child.number = len(nodes)
-                nodes.append(child)
-                parents.append(number)
-                nlinks.append(2 if child.is_directory else 1)
-                if child.is_directory:
-                    nlinks[number] += 1
+    def write(self, tree: Tree, file: BinaryIO) -> None:
+        self._collect(tree)
+        blocks = 0
+        for placed in self._places():
+            self._nids.append(placed.offset // f.SLOT_SIZE)
+            blocks += placed.blocks
+        first_block = _align(self._end, f.BLOCK_SIZE) >> f.BLOCK_BITS
+        if first_block + blocks >= 1 << 32:
+            raise StoreError("the index would be larger than EROFS allows")
+        inodes = _Output(file, 0)
+        inodes.put(self._headers(first_block + blocks))
+        self._emit(inodes, _Output(file, first_block << f.BLOCK_BITS), first_block)
+        inodes.put(bytes((first_block << f.BLOCK_BITS) - self._end))
+        inodes.flush()
+
+    # --- the tree
+
+    def _collect(self, tree: Tree) -> None:
+        root = tree.root
+        if not stat.S_ISDIR(root.mode):
+            raise StoreError("the root of an index must be a directory")
+        self._add(root, 0)
+        linked: dict[int, int] = {}
+        for position, listing in enumerate(tree.listings()):
+            directory = self._directories[position]
+            names = _Names(self._names, directory, self._parents[position])
+            for name, node, key in listing:
+                number = linked.get(key) if key is not None else None
+                if number is None:
+                    number = self._add(node, directory)
+                    if key is not None:
+                        linked[key] = number
+                elif stat.S_ISDIR(node.mode):
+                    raise StoreError(f"the directory {show(name)} is in the tree twice")
+                else:
+                    self._nlinks[number] += 1
+                names.put(name, number, node.mode)
+            names.finish()
+            self._counts.append(names.count)
+            self._sizes.append(names.size)
+
+    def _add(self, node: Node, parent: int) -> int:
+        """Take an inode; returns its number."""
+        number = len(self._nlinks)
+        mode = node.mode
+        size = union = 0
+        layout = f.LAYOUT_PLAIN
+        data = b""
+        kind = stat.S_IFMT(mode)
+        if kind == stat.S_IFREG:
+            if isinstance(node.content, Inline):
+                data = node.content.data
+                size = len(data)
+            else:
+                size, layout = node.size, f.LAYOUT_CHUNKED
+                bits = min(max(f.BLOCK_BITS, (size - 1).bit_length()), f.CHUNK_BITS_MAX)
+                union = bits - f.BLOCK_BITS
+        elif kind == stat.S_IFLNK:
+            data = node.target
+            if not 0 < len(data) <= f.SYMLINK_MAX or b"\0" in data:
+                raise StoreError(f"a symlink to {show(data[:80])!r} cannot be kept")
+            size = len(data)
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            union = packing.encode_device(node.rdev)
+        nlink = 1
+        if kind == stat.S_IFDIR:
+            nlink = 2
+            self._directories.append(number)
+            self._parents.append(parent)
+            if number:
+                self._nlinks[parent] += 1
+        xattrs = packing.pack_xattrs(node)
+        self._has_acl = self._has_acl or packing.has_acl(node)
+        seconds, nanoseconds = divmod(node.mtime_ns, 1_000_000_000)
+        try:
+            self._heads.write(
+                _HEAD.pack(
+                    *(mode, layout, len(xattrs), node.uid, node.gid, seconds, nanoseconds),
+                    *(size, union, len(data)),
+                )
+            )
+        except struct.error:
+            raise StoreError(
+                f"a file of {size} bytes, owner {node.uid}:{node.gid} and time {seconds} s does not"
+                " fit into an index"
+            ) from None
+        self._bodies.write(xattrs + data)
+        self._nlinks.append(nlink)
+        return number
 
     # --- layout
 
-    def _place(self) -> None:
+    def _places(self) -> Iterator[_Placed]:
+        """The place of each inode; once they are all there, `_end` is where the last one ends."""
         offset = _FIRST_INODE
-        blocks = 0
-        for number, node in enumerate(self._nodes):
-            head = f.INODE_EXTENDED_SIZE + self._xattr_size(node)
-            tail = self._shape(number, node)
-            offset = _align(offset, f.SLOT_SIZE)
-            if self._layouts[number] == f.LAYOUT_INLINE:
-                place = _place_tail(offset, head, tail)
-                # Moving the inode so that its tail does not cross a block wastes the gap; a block
-                # of its own wastes the rest of that block.
-                if place is None or place - offset > f.BLOCK_SIZE - tail:
-                    self._layouts[number] = f.LAYOUT_PLAIN
-                    self._block_counts[number] += 1
-                    tail = 0
+        sizes = iter(self._sizes)
+        file = self._heads.rewound()
+        while chunk := file.read(_HEAD.size * _INODES_AT_ONCE):
+            for head in _HEAD.iter_unpack(chunk):
+                mode, layout, xattrs, size, union = head[0], head[1], head[2], head[7], head[8]
+                offset = _align(offset, f.SLOT_SIZE)
+                length = f.INODE_EXTENDED_SIZE + xattrs
+                blocks = tail = 0
+                if layout == f.LAYOUT_CHUNKED:
+                    tail = 4 * _chunk_count(size, union)
                 else:
-                    offset = place
-            self._nids[number] = offset // f.SLOT_SIZE
-            if count := self._block_counts[number]:
-                self._unions[number] = blocks
-                blocks += count
-            offset += head + tail
-        first_block = _align(offset, f.BLOCK_SIZE) >> f.BLOCK_BITS
-        for number, count in enumerate(self._block_counts):
-            if count:
-                self._unions[number] += first_block
-        self._blocks = first_block + blocks
-        if self._blocks >= 1 << 32:
-            raise StoreError("the index would be larger than EROFS allows")
-
-    def _shape(self, number: int, node: Node) -> int:
-        """Choose the layout of an inode; returns the number of bytes that follow its xattrs."""
-        if node.children is not None:
-            size = _directory_size(node.children)
-        elif stat.S_ISLNK(node.mode):
-            if not 0 < len(node.target) <= f.SYMLINK_MAX or b"\0" in node.target:
-                raise StoreError(f"a symlink to {show(node.target[:80])!r} cannot be kept")
-            size = len(node.target)
-        elif stat.S_ISREG(node.mode):
-            if not isinstance(node.content, Inline):
-                return self._shape_object(number, node)
-            size = len(node.content.data)
-        else:
-            self._unions[number] = _encode_device(node.rdev) if _is_device(node.mode) else 0
-            return 0
-        self._sizes[number] = size
-        self._block_counts[number], tail = divmod(size, f.BLOCK_SIZE)
-        if tail:
-            self._layouts[number] = f.LAYOUT_INLINE
-        return tail
-
-    def _shape_object(self, number: int, node: Node) -> int:
-        self._sizes[number] = node.size
-        self._layouts[number] = f.LAYOUT_CHUNKED
-        bits = min(max(f.BLOCK_BITS, (node.size - 1).bit_length()), f.CHUNK_BITS_MAX)
-        self._unions[number] = bits - f.BLOCK_BITS
-        return 4 * self._chunk_count(number)
-
-    def _chunk_count(self, number: int) -> int:
-        bits = f.BLOCK_BITS + (self._unions[number] & f.CHUNK_BITS_MASK)
-        return (self._sizes[number] + (1 << bits) - 1) >> bits
-
-    def _xattr_size(self, node: Node) -> int:
-        size = 0
-        if _is_object(node):
-            assert isinstance(node.content, Object)
-            size = _object_size(len(node.content.path))
-        if node.xattrs:
-            size += sum(_entry_size(name, value) for name, value in node.xattrs.items())
-            if not self._has_acl:
-                self._has_acl = any(name in node.xattrs for name in _ACL_NAMES)
-        return f.XATTR_HEADER_SIZE + size if size else 0
+                    if stat.S_ISDIR(mode):
+                        size = next(sizes)
+                    blocks, tail = divmod(size, f.BLOCK_SIZE)
+                if tail and layout != f.LAYOUT_CHUNKED:
+                    place = _place_tail(offset, length, tail)
+                    # Moving the inode so that its tail does not cross a block wastes the gap; a
+                    # block of its own wastes the rest of that block.
+                    if place is None or place - offset > f.BLOCK_SIZE - tail:
+                        blocks, tail = blocks + 1, 0
+                    else:
+                        layout, offset = f.LAYOUT_INLINE, place
+                yield _Placed(head, offset, layout, size, blocks, tail)
+                offset += length + tail
+        self._end = offset
 
     # --- writing
 
-    def write(self, file: BinaryIO) -> None:
-        file.write(self._headers())
-        offset = _FIRST_INODE
-        for number, node in enumerate(self._nodes):
-            place = self._nids[number] * f.SLOT_SIZE
-            data = bytes(place - offset) + self._inode(number, node)
-            file.write(data)
-            offset += len(data)
-        file.write(bytes(-offset % f.BLOCK_SIZE))
-        for number, count in enumerate(self._block_counts):
+    def _emit(self, inodes: _Output, blocks: _Output, next_block: int) -> None:
+        bodies, names = self._bodies.rewound(), self._names.rewound()
+        positions = itertools.count()
+        end = _FIRST_INODE
+        for number, (head, offset, layout, size, count, tail) in enumerate(self._places()):
+            mode, _, xattrs_size, uid, gid, seconds, nanoseconds, _, union, data_size = head
+            xattrs = bodies.read(xattrs_size)
+            data = bodies.read(data_size)
             if count:
-                data = self._data(number)[: count << f.BLOCK_BITS]
-                file.write(data + bytes((count << f.BLOCK_BITS) - len(data)))
+                union = next_block
+                next_block += count
+            inode = f.INODE_EXTENDED.pack(
+                *(1 | layout << 1, packing.xattr_count(xattrs), mode, 0, size, union),
+                *(self._nids[number] & 0xFFFFFFFF, uid, gid),
+                *(seconds, nanoseconds, self._nlinks[number]),
+            )
+            if layout == f.LAYOUT_CHUNKED:
+                data = b"\xff" * tail
+            elif stat.S_ISDIR(mode):
+                data = self._directory(next(positions), names, blocks, count)
+            elif count:
+                full = count << f.BLOCK_BITS
+                blocks.put(data[:full] + bytes(max(full - len(data), 0)))
+                data = data[full:]
+            inodes.put(bytes(offset - end) + inode + xattrs + data)
+            end = offset + len(inode) + len(xattrs) + len(data)
+        blocks.flush()
 
-    def _headers(self) -> bytes:
+    def _directory(self, position: int, names: BinaryIO, blocks: _Output, count: int) -> bytes:
+        """Put the first `count` blocks of a directory where blocks go; returns what is left of it."""
+        rest = b""
+        for number, block in enumerate(self._directory_blocks(names, self._counts[position])):
+            if number < count:
+                blocks.put(block + bytes(f.BLOCK_SIZE - len(block)))
+            else:
+                rest = block
+        return rest
+
+    def _directory_blocks(self, names: BinaryIO, count: int) -> Iterator[bytes]:
+        """The blocks of the directory whose entries come next, without what pads them."""
+        group: list[tuple[int, int, bytes]] = []
+        used = 0
+        for _ in range(count):
+            number, kind, length = _NAME.unpack(names.read(_NAME.size))
+            name = names.read(length)
+            size = f.DIRENT_SIZE + length
+            if used + size > f.BLOCK_SIZE:
+                yield self._block(group)
+                group, used = [], 0
+            group.append((number, kind, name))
+            used += size
+        yield self._block(group)
+
+    def _block(self, group: list[tuple[int, int, bytes]]) -> bytes:
+        offset = f.DIRENT_SIZE * len(group)
+        entries = bytearray()
+        for number, kind, name in group:
+            entries += f.DIRENT.pack(self._nids[number], offset, kind)
+            offset += len(name)
+        return bytes(entries) + b"".join([name for _, _, name in group])
+
+    def _headers(self, blocks: int) -> bytes:
         composefs = f.COMPOSEFS_HEADER.pack(
             f.COMPOSEFS_MAGIC,
             f.COMPOSEFS_VERSION,
@@ -191,91 +286,76 @@ class _Writer:
         )
         superblock = f.SUPERBLOCK.pack(
             *(f.MAGIC, 0, f.COMPAT_MTIME | f.COMPAT_XATTR_FILTER, f.BLOCK_BITS, 0),
-            *(self._nids[0], len(self._nodes), 0, 0, self._blocks, 0, 0, b"", b""),
+            *(self._nids[0], len(self._nids), 0, 0, blocks, 0, 0, b"", b""),
             *(f.INCOMPAT_CHUNKED, 0, 0, 0, 0, 0, 0, 0, 0),
         )
         return composefs + bytes(f.SUPERBLOCK_OFFSET - len(composefs)) + superblock
 
-    def _inode(self, number: int, node: Node) -> bytes:
-        xattrs = _pack_xattrs(node)
-        count = (len(xattrs) - f.XATTR_HEADER_SIZE) // 4 + 1 if xattrs else 0
-        if count > f.XATTR_COUNT_MAX:
-            raise StoreError(f"{len(xattrs)} bytes of xattrs on one file do not fit into an index")
-        layout, size, nlink = self._layouts[number], self._sizes[number], self._nlinks[number]
-        seconds, nanoseconds = divmod(node.mtime_ns, 1_000_000_000)
-        try:
-            inode = f.INODE_EXTENDED.pack(
-                *(1 | layout << 1, count, node.mode, 0, size, self._unions[number]),
-                *(self._nids[number] & 0xFFFFFFFF, node.uid, node.gid),
-                *(seconds, nanoseconds, nlink),
-            )
-        except struct.error:
-            raise StoreError(
-                f"a file of {size} bytes, owner {node.uid}:{node.gid}, time {seconds} s and"
-                f" {nlink} links does not fit into an index"
-            ) from None
-        if layout == f.LAYOUT_INLINE:
-            return inode + xattrs + self._data(number)[self._block_counts[number] << f.BLOCK_BITS :]
-        if layout == f.LAYOUT_CHUNKED:
-            return inode + xattrs + b"\xff" * (4 * self._chunk_count(number))
-        return inode + xattrs
 
-    def _data(self, number: int) -> bytes:
-        node = self._nodes[number]
-        if node.children is not None:
-            return b"".join(self._directory_blocks(number, node.children))
-        if stat.S_ISLNK(node.mode):
-            return node.target
-        assert isinstance(node.content, Inline)
-        return node.content.data
+class _Output:
+    """A part of the image that is written from front to back, beside another."""
 
-    def _directory_blocks(self, number: int, children: dict[bytes, Node]) -> Iterator[bytes]:
-        nids = self._nids
-        remaining = self._sizes[number]
-        for names in _group_names(children):
-            length = min(f.BLOCK_SIZE, remaining)
-            remaining -= length
-            offset = f.DIRENT_SIZE * len(names)
-            entries = bytearray()
-            for name in names:
-                child = children.get(name)
-                if child is not None:
-                    nid, kind = nids[child.number], _TYPES[stat.S_IFMT(child.mode)]
-                else:  # . and ..
-                    nid = nids[number if name == b"." else self._parents[number]]
-                    kind = _TYPES[stat.S_IFDIR]
-                entries += f.DIRENT.pack(nid, offset, kind)
-                offset += len(name)
-            block = bytes(entries) + b"".join(names)
-            yield block + bytes(length - len(block))
+    def __init__(self, file: BinaryIO, offset: int) -> None:
+        self._file = file
+        self._offset = offset
+        self._waiting = bytearray()
+
+    def put(self, data: bytes) -> None:
+        self._waiting += data
+        if len(self._waiting) >= _OUTPUT_MAX:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._waiting:
+            self._file.seek(self._offset)
+            self._file.write(self._waiting)
+            self._offset += len(self._waiting)
+            self._waiting = bytearray()
 
 
-# --- names of directories
+class _Names:
+    """The entries of one directory on their way, `.` and `..` among them. `size`: of its blocks."""
 
+    def __init__(self, spool: Spool, directory: int, parent: int) -> None:
+        self._spool = spool
+        self._dots = [(b"..", parent), (b".", directory)]
+        self._blocks = 0
+        self._used = 0
+        self.count = 0
 
-def _group_names(children: dict[bytes, Node]) -> list[list[bytes]]:
-    """The names of a directory, `.` and `..` among them, in order and cut into blocks."""
-    groups: list[list[bytes]] = [[]]
-    used = 0
-    for name in sorted([b".", b"..", *children]):
+    def put(self, name: bytes, number: int, mode: int) -> None:
+        while self._dots and self._dots[-1][0] <= name:
+            if self._dots[-1][0] == name:
+                _refuse(name)
+            self._dot()
+        if not 0 < len(name) <= f.NAME_MAX or b"/" in name or b"\0" in name:
+            _refuse(name)
+        self._write(name, number, _TYPES[stat.S_IFMT(mode)])
+
+    def finish(self) -> None:
+        while self._dots:
+            self._dot()
+
+    @property
+    def size(self) -> int:
+        return (self._blocks << f.BLOCK_BITS) + self._used
+
+    def _dot(self) -> None:
+        name, number = self._dots.pop()
+        self._write(name, number, _TYPES[stat.S_IFDIR])
+
+    def _write(self, name: bytes, number: int, kind: int) -> None:
+        self._spool.write(_NAME.pack(number, kind, len(name)) + name)
+        self.count += 1
         size = f.DIRENT_SIZE + len(name)
-        if used + size > f.BLOCK_SIZE:
-            groups.append([])
-            used = 0
-        groups[-1].append(name)
-        used += size
-    return groups
+        if self._used + size > f.BLOCK_SIZE:
+            self._blocks += 1
+            self._used = 0
+        self._used += size
 
 
-def _directory_size(children: dict[bytes, Node]) -> int:
-    groups = _group_names(children)
-    last = sum(f.DIRENT_SIZE + len(name) for name in groups[-1])
-    return ((len(groups) - 1) << f.BLOCK_BITS) + last
-
-
-def _check_name(name: bytes) -> None:
-    if not 0 < len(name) <= f.NAME_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
-        raise StoreError(f"{show(name[:300])!r} is not a file name an index can hold")
+def _refuse(name: bytes) -> None:
+    raise StoreError(f"{show(name[:300])!r} is not a file name an index can hold")
 
 
 # --- placement
@@ -286,91 +366,15 @@ def _align(offset: int, unit: int) -> int:
 
 
 def _place_tail(offset: int, head: int, tail: int) -> int | None:
-    """The first place from `offset` for an inode whose `tail` bytes after `head` must not cross a
-    block; None if there is none."""
-    for place in range(offset, offset + f.BLOCK_SIZE, f.SLOT_SIZE):
-        if (place + head) % f.BLOCK_SIZE + tail <= f.BLOCK_SIZE:
-            return place
-    return None
+    """The first place from `offset`, in steps of a slot, for an inode whose `tail` bytes after `head`
+    must not cross a block; None if there is none."""
+    used = (offset + head) % f.BLOCK_SIZE
+    if used + tail <= f.BLOCK_SIZE:
+        return offset
+    place = offset + _align(f.BLOCK_SIZE - used, f.SLOT_SIZE)
+    return place if (place + head) % f.BLOCK_SIZE + tail <= f.BLOCK_SIZE else None
 
 
-def _is_device(mode: int) -> bool:
-    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
-
-
-def _encode_device(rdev: int) -> int:
-    """The inverse of the kernel's new_decode_dev: 12 bits of major, 20 of minor."""
-    major, minor = os.major(rdev), os.minor(rdev)
-    if major >= 1 << 12 or minor >= 1 << 20:
-        raise StoreError(f"the device number {major}:{minor} does not fit into an index")
-    return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
-
-
-# --- xattrs
-
-
-@functools.lru_cache(maxsize=256)
-def _split_xattr(name: bytes) -> tuple[int, bytes, int]:
-    """Prefix index, rest of the name, and bit of the name filter."""
-    for prefix, index in f.XATTR_PREFIXES:
-        if name.startswith(prefix):
-            rest = name[len(prefix) :]
-            if len(name) > f.NAME_MAX or (prefix.startswith(b"system.") and rest):
-                break
-            bit = xxhash.xxh32_intdigest(rest, f.XATTR_FILTER_SEED + index) & 31
-            return index, rest, 1 << bit
-    raise StoreError(f"the xattr {show(name)} has no place in an index")
-
-
-def can_store_xattr(name: bytes) -> bool:
-    """Whether an index has a place for xattrs of this name: EROFS knows user, trusted, security
-    and the two of ACLs."""
-    try:
-        _split_xattr(name)
-    except StoreError:
-        return False
-    return True
-
-
-def _is_object(node: Node) -> bool:
-    return isinstance(node.content, Object) and stat.S_ISREG(node.mode)
-
-
-def _entry_size(name: bytes, value: bytes) -> int:
-    _, rest, _ = _split_xattr(name)
-    return (f.XATTR_ENTRY_SIZE + len(rest) + len(value) + 3) & ~3
-
-
-@functools.lru_cache(maxsize=16)
-def _object_size(path_length: int) -> int:
-    """Bytes of the two marks that send to an object."""
-    redirect = _entry_size(marks.TRUSTED.redirect, bytes(1 + path_length))
-    return _entry_size(marks.TRUSTED.metacopy, b"") + redirect
-
-
-def _pack_xattrs(node: Node) -> bytes:
-    packed = b""
-    present = 0
-    if _is_object(node):
-        assert isinstance(node.content, Object)
-        for name, value in (
-            (marks.TRUSTED.metacopy, b""),
-            (marks.TRUSTED.redirect, b"/" + node.content.path),
-        ):
-            packed += _pack_xattr(name, value)
-            present |= _split_xattr(name)[2]
-    if node.xattrs:
-        for name, value in sorted(node.xattrs.items()):
-            packed += _pack_xattr(name, value)
-            present |= _split_xattr(name)[2]
-    if not packed:
-        return b""
-    return f.XATTR_HEADER.pack(~present & 0xFFFFFFFF, 0) + packed
-
-
-def _pack_xattr(name: bytes, value: bytes) -> bytes:
-    index, rest, _ = _split_xattr(name)
-    if len(value) > f.XATTR_VALUE_MAX:
-        raise StoreError(f"the xattr {show(name)} of {len(value)} bytes does not fit")
-    packed = f.XATTR_ENTRY.pack(len(rest), index, len(value)) + rest + value
-    return packed + bytes(-len(packed) % 4)
+def _chunk_count(size: int, union: int) -> int:
+    bits = f.BLOCK_BITS + (union & f.CHUNK_BITS_MASK)
+    return (size + (1 << bits) - 1) >> bits

@@ -8,10 +8,16 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
 from layerstore.errors import SourceInvalid, show
-from layerstore.oci.tar import TarReader
+from layerstore.oci.tar import TarEntry, TarReader
+
+_NO_IMAGE_AFTER = 4096
+"""Members none of which belongs into an image: what follows is not looked at."""
+_IMAGE_NAMES = ("oci-layout", "repositories")
+_IMAGE_SUFFIXES = (".json", ".tar", "/VERSION")
 
 JSON_MAX = 4 << 20
 """As large as registries and skopeo allow a manifest or a config to be, in bytes."""
@@ -72,7 +78,7 @@ class ArchiveFiles:
         self._places: dict[str, tuple[int, int]] = {}
         self._links: dict[str, str] = {}
         try:
-            self._scan(os.fstat(self._fd).st_size)
+            self._scan()
         except BaseException:
             self.close()
             raise
@@ -81,22 +87,15 @@ class ArchiveFiles:
         """Close the archive; files opened from it stay open."""
         os.close(self._fd)
 
-    def _scan(self, length: int) -> None:
-        reader = TarReader(_Range(os.dup(self._fd), 0, length), self.label, needs_end=False)
-        for entry in reader:
-            name = os.fsdecode(os.path.normpath(entry.name.lstrip(b"/")))
-            if reader.data_offset + entry.stored > length:
-                raise SourceInvalid(
-                    f"{self.label}: byte {entry.offset}: {show(entry.name)}: the archive ends before"
-                    " the file does: it was cut short"
-                )
+    def _scan(self) -> None:
+        for name, entry, data_offset in _members(self._fd, self.label):
             if entry.hard_link:
                 self._links[name] = os.fsdecode(os.path.normpath(entry.link.lstrip(b"/")))
             elif entry.kind == stat.S_IFLNK:
                 target = os.path.join(os.path.dirname(entry.name), entry.link)
                 self._links[name] = os.fsdecode(os.path.normpath(target.lstrip(b"/")))
             elif entry.kind == stat.S_IFREG and entry.segments is None:
-                self._places[name] = (reader.data_offset, entry.size)
+                self._places[name] = (data_offset, entry.size)
                 self._links.pop(name, None)
 
     def open(self, name: str) -> BinaryIO | None:
@@ -110,6 +109,42 @@ class ArchiveFiles:
         if place is None:
             return None
         return io.BufferedReader(_Range(os.dup(self._fd), *place), 1 << 16)
+
+
+def kind_of_archive(file: BinaryIO, label: str) -> str:
+    """What an uncompressed tar archive holds: "oci-archive", "docker-archive", or, as it has not what an
+    image needs, just "tar". In constant memory.
+
+    Raises:
+        SourceInvalid: it is no tar archive, or a damaged one.
+    """
+    found = set()
+    could_be_image = False
+    for count, (name, entry, _) in enumerate(_members(file.fileno(), label), 1):
+        if name in ("oci-layout", "manifest.json") and entry.kind != stat.S_IFDIR:
+            found.add(name)
+        could_be_image = could_be_image or name.endswith(_IMAGE_SUFFIXES) or name in _IMAGE_NAMES
+        could_be_image = could_be_image or name.startswith("blobs/")
+        if count >= _NO_IMAGE_AFTER and not could_be_image:
+            break
+    if "oci-layout" in found:
+        return "oci-archive"
+    return "docker-archive" if found else "tar"
+
+
+def _members(fd: int, label: str) -> Iterator[tuple[str, TarEntry, int]]:
+    """The members of an archive: name, entry, and where its content starts."""
+    length = os.fstat(fd).st_size
+    with _Range(os.dup(fd), 0, length) as source:
+        reader = TarReader(source, label, needs_end=False)
+        for entry in reader:
+            if reader.data_offset + entry.stored > length:
+                raise SourceInvalid(
+                    f"{label}: byte {entry.offset}: {show(entry.name)}: the archive ends before"
+                    " the file does: it was cut short"
+                )
+            name = os.fsdecode(os.path.normpath(entry.name.lstrip(b"/")))
+            yield name, entry, reader.data_offset
 
 
 class _Range(io.RawIOBase):

@@ -11,6 +11,9 @@ Whiteouts become the kernel's marks, so that the tree is a lower directory of an
   whiteout. It stays one.
 
 Xattrs of the content that look like overlay marks are escaped, as composefs does.
+
+The tree is in memory, as far as that has room for it (`MEMORY_MAX`), and else in a temporary file
+(`layerstore.index.spill`).
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ import stat
 
 from layerstore import marks
 from layerstore.errors import SourceInvalid, show
+from layerstore.index.packing import can_store_xattr
 from layerstore.index.reader import Inline, Object, Sparse
-from layerstore.index.tree import Node, directory
-from layerstore.index.writer import can_store_xattr
+from layerstore.index.spill import Spill, SpilledTree
+from layerstore.index.tree import Node, NodeTree, Tree, directory
 from layerstore.objects import Staging
 from layerstore.oci.limits import NO_LIMITS, Limits
 from layerstore.oci.tar import TarEntry, TarReader
@@ -44,6 +48,13 @@ A block is saved once, while each further image adds its share: 512 still pays w
 no longer with twenty.
 """
 
+MEMORY_MAX = 48 << 20
+"""Bytes of a tree that are in memory: some 60,000 entries, more than nearly all layers have. A tree that is not in
+memory costs some 15 us more an entry."""
+
+_NODE_BYTES = 600
+"""What an entry takes in memory, its name, content, target and xattrs apart."""
+
 _SYMLINK_HOPS_MAX = 40
 """As many as Linux follows in one path."""
 
@@ -58,6 +69,8 @@ class LayerBuilder:
             it is refused.
         split: where the tar is kept taken apart; its reader records there what is not content.
         limits: for what the layer may hold.
+        scratch: where what does not fit into memory goes; None: it has to fit.
+        memory_max: bytes of the tree that are in memory at a time, about; None: `MEMORY_MAX`.
     """
 
     def __init__(
@@ -68,6 +81,8 @@ class LayerBuilder:
         absolute_names: bool = False,
         split: SplitWriter | None = None,
         limits: Limits = NO_LIMITS,
+        scratch: bytes | None = None,
+        memory_max: int | None = None,
     ) -> None:
         self.root = directory()
         self.root.xattrs[marks.IMPLIED] = b""
@@ -81,9 +96,13 @@ class LayerBuilder:
         self._absolute_names = absolute_names
         self._whiteouts: list[tuple[Node, bytes]] = []
         self._last: tuple[bytes, Node] | None = None
+        self._scratch = scratch
+        self._memory_max = MEMORY_MAX if memory_max is None else memory_max
+        self._memory = 0
+        self._spill: Spill | None = None
 
-    def apply_all(self, reader: TarReader) -> Node:
-        """Apply every entry of a stream; returns the root.
+    def apply_all(self, reader: TarReader) -> Tree:
+        """Apply every entry of a stream; returns the tree, which ends with `close`.
 
         Raises:
             SourceInvalid: an entry that cannot be what it says or would lead outside.
@@ -92,9 +111,47 @@ class LayerBuilder:
             self._apply(entry, reader)
             self.entries += 1
             self._limits.check_entries(self.entries, self._label)
-        for parent, name in self._whiteouts:
-            self._apply_whiteout(parent, name)
-        return self.root
+            if self._memory > self._memory_max and self._scratch is not None:
+                self._store(self._scratch)
+        if self._spill is None:
+            for parent, name in self._whiteouts:
+                self._apply_whiteout(parent, name)
+            return NodeTree(self.root)
+        self._spill.store(self.root, self._whiteouts)
+        self._spill.apply_whiteouts()
+        return SpilledTree(self.root, self._spill)
+
+    def close(self) -> None:
+        """Forget what is in temporary files."""
+        if self._spill is not None:
+            self._spill.close()
+
+    def _store(self, scratch: bytes) -> None:
+        if self._spill is None:
+            self._spill = Spill(scratch)
+        self._last = None
+        self._spill.store(self.root, self._whiteouts)
+        self._memory = 0
+
+    def _child(self, parent: Node, name: bytes) -> Node | None:
+        """What a directory has under a name."""
+        assert parent.children is not None
+        node = parent.children.get(name)
+        if node is None and parent.stored and self._spill is not None:
+            node = self._spill.child(parent, name)
+            if node is not None:
+                parent.children[name] = node
+                self._weigh(name, node)
+        return node
+
+    def _weigh(self, name: bytes, node: Node) -> None:
+        """Count what a node that comes into memory takes there."""
+        size = _NODE_BYTES + len(name) + len(node.target)
+        if isinstance(node.content, Inline):
+            size += len(node.content.data)
+        if node.xattrs:
+            size += sum(200 + len(key) + len(value) for key, value in node.xattrs.items())
+        self._memory += size
 
     def _apply(self, entry: TarEntry, reader: TarReader) -> None:
         components = self._split(entry, entry.name, "name")
@@ -105,27 +162,28 @@ class LayerBuilder:
             return
         name = components[-1]
         parent = self._parent(entry, components[:-1])
-        assert parent.children is not None
         if name.startswith(marks.OCI_WHITEOUT_PREFIX):
             self._mark(entry, parent, name)
             return
         if entry.hard_link:
-            self._replace(parent, name, self._hard_link_target(entry))
+            target = self._hard_link_target(entry)
+            self._replace(parent, name, self._child(parent, name), target)
             return
-        known = parent.children.get(name)
+        known = self._child(parent, name)
         if entry.kind == stat.S_IFDIR and known is not None and known.is_directory:
             self._decorate(known, entry)
             return
         node = Node(entry.kind)
         self._decorate(node, entry)
         self._fill(node, entry, reader)
-        self._replace(parent, name, node)
+        self._replace(parent, name, known, node)
 
-    def _replace(self, parent: Node, name: bytes, node: Node) -> None:
+    def _replace(self, parent: Node, name: bytes, known: Node | None, node: Node) -> None:
         assert parent.children is not None
-        if name in parent.children:
+        if known is not None:
             self._last = None  # the way to the remembered parent may have led through this name
         parent.children[name] = node
+        self._weigh(name, node)
 
     def _fill(self, node: Node, entry: TarEntry, reader: TarReader) -> None:
         if stat.S_ISLNK(node.mode):
@@ -205,6 +263,7 @@ class LayerBuilder:
             if target is None:
                 raise self._bad(entry, "a whiteout of no name")
             self._whiteouts.append((parent, target))
+            self._memory += 150 + len(target)
 
     def _apply_whiteout(self, parent: Node, name: bytes) -> None:
         """Whiteouts come last: they hide what is below the layer, wherever they stand in it."""
@@ -249,13 +308,14 @@ class LayerBuilder:
         # Engines take link names from the root of the layer, absolute or not.
         components = self._split(entry, entry.link.lstrip(b"/"), "target")
         parent = self._walk(entry, components[:-1], make=False) if components else None
-        node = parent.children.get(components[-1]) if parent and parent.children else None
+        node = self._child(parent, components[-1]) if parent is not None else None
         if node is None:
             raise self._bad(
                 entry, f"its target {show(entry.link)} is not in the layer before the hard link"
             )
         if node.is_directory:
             raise self._bad(entry, f"its target {show(entry.link)} is a directory")
+        node.linked = True
         return node
 
     def _walk(self, entry: TarEntry, components: list[bytes], *, make: bool) -> Node | None:
@@ -270,16 +330,15 @@ class LayerBuilder:
             if name == b"..":  # from a symlink; the root is its own parent
                 stack = stack[:-1] or stack
                 continue
-            children = stack[-1].children
-            assert children is not None
-            node = children.get(name)
+            node = self._child(stack[-1], name)
             if node is None:
                 if not make:
                     return None
                 if hops:
                     raise self._bad(entry, "its parent is a symlink to nothing in the layer")
-                node = children[name] = directory()
+                node = directory()
                 node.xattrs[marks.IMPLIED] = b""
+                self._replace(stack[-1], name, None, node)
             if stat.S_ISLNK(node.mode):
                 hops += 1
                 if hops > _SYMLINK_HOPS_MAX:

@@ -21,7 +21,7 @@ from typing import BinaryIO, cast
 from layerstore.errors import SourceInvalid, show
 from layerstore.oci.compression import decompress, is_compressed
 from layerstore.oci.docker import docker_image
-from layerstore.oci.files import ArchiveFiles, DirectoryFiles
+from layerstore.oci.files import ArchiveFiles, DirectoryFiles, kind_of_archive
 from layerstore.oci.image import ImageSource, LayerSource, Layout
 from layerstore.oci.limits import NO_LIMITS, Limits
 from layerstore.oci.tree_tar import TreeTar
@@ -97,16 +97,9 @@ def _detect(path: bytes) -> str:
         with open(path, "rb") as file:
             if is_compressed(file.read(16)):
                 return "tar"
-            archive = ArchiveFiles(file, show(path))
+            return kind_of_archive(file, show(path))
     except (OSError, SourceInvalid):
         return "tar"  # opening it says what is wrong
-    with contextlib.closing(archive):
-        for name, scheme in (("oci-layout", "oci-archive"), ("manifest.json", "docker-archive")):
-            found = archive.open(name)
-            if found is not None:
-                found.close()
-                return scheme
-    return "tar"
 
 
 def _open(

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Generator, Iterator
 
-from layerstore.index.writer import can_store_xattr
+from layerstore.index.packing import can_store_xattr
 from layerstore.oci import tar_writer
 
 _NO_XATTRS = (errno.EOPNOTSUPP, errno.ENODATA, errno.EPERM, errno.EACCES)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import oci_layout
 from benchmarks.errors import CannotMeasure
-from benchmarks.family import archives, disk, floor, goals, trees, unpacked
+from benchmarks.family import archives, disk, floor, goals, memory, trees, unpacked
 from benchmarks.family.floor import Floor
 from layerstore.store import Store
 from tests.benchmarks.documents import document, row
@@ -151,3 +151,12 @@ def test_goals_are_judged_by_ratios_within_a_round() -> None:
     }
     assert found["import django, peak memory"].measured == "300 MiB"
     assert list(goals.timings(document((row("another"), "ours", [1.0])))) == []
+
+
+def test_the_image_of_many_entries(tmp_path: Path) -> None:
+    for layers in (1, 3):
+        memory.write(tmp_path / str(layers), 500, layers)
+        with Store.open(str(tmp_path / "store"), create=True) as store:
+            image = store.import_image(f"oci:{tmp_path / str(layers)}")
+            assert len(image.layers) == layers
+            assert sum(layer.entries for layer in image.layers) == 500

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layerstore.errors import IndexCorrupt, StoreError
+from layerstore.index.packing import can_store_xattr
 from layerstore.index.reader import Index, Inline, Object, Sparse
-from layerstore.index.tree import Node, directory
-from layerstore.index.writer import can_store_xattr, write_index
+from layerstore.index.tree import Node, Tree, directory
+from layerstore.index.writer import write_index
 from tests.layerstore.trees import plain_index, plain_node, trees
 
 
@@ -30,10 +31,10 @@ def examples(number: int) -> settings:
     )
 
 
-def image(root: Node) -> bytes:
+def image(tree: Tree | Node) -> bytes:
     """The bytes of the index of a tree."""
     file = io.BytesIO()
-    write_index(root, file)
+    write_index(tree, file)
     return file.getvalue()
 
 

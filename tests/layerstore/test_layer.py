@@ -33,7 +33,7 @@ def build(tmp_path: Path, archive: bytes, *, absolute_names: bool = False) -> No
     builder = LayerBuilder(
         Staging(Objects(bytes(objects)), bytes(staging)), "layer", absolute_names=absolute_names
     )
-    return builder.apply_all(TarReader(io.BytesIO(archive), "layer"))
+    return builder.apply_all(TarReader(io.BytesIO(archive), "layer")).root
 
 
 def at(root: Node, path: str) -> Node:

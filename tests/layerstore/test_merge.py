@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layerstore import marks
-from layerstore.index.merge import merge
+from layerstore.index.merge import merge, write_merged
 from layerstore.index.reader import Index, Inline
 from layerstore.index.tree import Node, directory
 from tests.layerstore.test_index import image, kernel_can_mount, mounted
@@ -22,18 +23,20 @@ NAMES = st.sampled_from([b"a", b"b", b"c"])
 
 
 @st.composite
-def layers(draw: st.DrawFn, depth: int = 3) -> Node:
+def layers(draw: st.DrawFn, depth: int = 3, *, implied: bool = False) -> Node:
     """A layer with whiteouts and opaque directories."""
     node = Node(stat.S_IFDIR | draw(st.sampled_from([0o755, 0o700])), uid=draw(st.integers(0, 9)))
     node.mtime_ns = draw(st.integers(0, 2**60))
     assert node.children is not None
     if draw(st.integers(0, 3)) == 0:
         node.xattrs[marks.TRUSTED.opaque] = b"y"
+    elif implied and draw(st.booleans()):
+        node.xattrs[marks.IMPLIED] = b""
     shared: Node | None = None
     for name in draw(st.sets(NAMES)):
         kind = draw(st.integers(0, 3 if depth else 2))
         if kind == 3:
-            child = draw(layers(depth=depth - 1))
+            child = draw(layers(depth=depth - 1, implied=implied))
         elif kind == 2:
             child = Node(stat.S_IFCHR)
         elif kind == 1 and shared is not None:
@@ -176,5 +179,23 @@ def test_an_opaque_root_hides_everything_below(tmp_path: Path) -> None:
 
 
 def test_no_layers() -> None:
-    root = merge([])
-    assert root.children == {}
+    assert [list(listing) for listing in merge([]).listings()] == [[]]
+
+
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(layers(depth=2, implied=True), min_size=3, max_size=9), st.sampled_from([2, 3, 4]))
+def test_some_layers_at_a_time(tmp_path: Path, stack: list[Node], open_max: int) -> None:
+    """With fewer descriptors than layers the image has the same index."""
+    paths = []
+    for number, root in enumerate(stack):
+        paths.append(os.fsencode(tmp_path / f"layer-{number}"))
+        Path(os.fsdecode(paths[-1])).write_bytes(image(root))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir(exist_ok=True)
+    file = io.BytesIO()
+    write_merged(paths, file, bytes(scratch), open_max)
+    assert not list(scratch.iterdir())
+    with ExitStack() as opened:
+        assert file.getvalue() == image(merge([opened.enter_context(Index(p)) for p in paths]))
