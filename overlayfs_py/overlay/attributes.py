@@ -96,6 +96,15 @@ def _links(state: State, node: Node, status: os.stat_result) -> int:
     return status.st_nlink
 
 
+def links_known(state: State, node: Node) -> int:
+    """st_nlink of a directory if it was counted and nothing has changed since, else 0."""
+    if not node.linked:
+        return 0
+    if state.config.static_nlink:
+        return 1
+    return 0 if node.subdirectories is None else node.subdirectories + 2
+
+
 def set_owner(state: State, place: Place, uid: int, gid: int) -> None:
     """chown(2) to ids as they are stored, -1 to leave one alone; an override attribute is written instead where
     the upper has them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from overlayfs_py import syscalls
@@ -340,6 +340,17 @@ class Overlay:
         """Say that an upper directory is about to have files that were copied up."""
         if node.upper:
             set_impure(self.state, writable(self.state), node)
+
+    def directories_changed(self, parents: Iterable[Node]) -> None:
+        """Directories in `parents` came or went by no verb."""
+        for parent in parents:
+            parent.subdirectories = None
+        if self.state.upper is not None:
+            self.state.upper.tree.forget_steps()
+
+    def links_known(self, node: Node) -> int:
+        """st_nlink of a directory if no layer needs to be asked, else 0."""
+        return attributes.links_known(self.state, node)
 
     def nameless_upper(self, pin: int, ino: int) -> Node:
         """See plain.nameless_upper."""

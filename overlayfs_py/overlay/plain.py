@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from overlayfs_py.layers.directory import DEVICES_MARK, DirectoryLayer
 from overlayfs_py.layers.image import ImageLayer
+from overlayfs_py.layers.upper import Upper
 from overlayfs_py.overlay import protection
 from overlayfs_py.overlay.lookup import breaks_links
-from overlayfs_py.overlay.node import Lower, Node
+from overlayfs_py.overlay.node import Lower, Node, make_node
 from overlayfs_py.overlay.state import State
 
 _POSITIONS_MAX = 1 << 14
@@ -47,7 +48,7 @@ class PlainDirectory(NamedTuple):
     The topmost that has a name decides. If that is a plain file or a symlink, and, where it is empty, without xattrs,
     its status is what callers see. A directory without xattrs shows what is in it, and below that what is in those
     further down, as long as they are such directories too. `image`: the one lower directory is in an image.
-    `listable`: a listing shows what is there, device by device.
+    `listable`: a listing shows what is there, device by device; never where the upper is merged with others.
     """
 
     parts: list[Part]
@@ -74,9 +75,12 @@ def plain_directory(state: State, node: Node) -> PlainDirectory | None:
         device = state.upper.stat(path).st_dev
         position = state.numbers.register(device)
         upper = state.upper.tree.fd, path, device, position, node.impure
+        listable = not node.merged and _lists_itself(state.upper, path)
+    else:
+        listable = not breaks_links(state)
     image = _image_part(state, node.lowers)
     if image is not None:
-        return PlainDirectory([], image, upper, not breaks_links(state))
+        return PlainDirectory([], image, upper, listable)
     parts = []
     for layer, ref in node.lowers:
         if not isinstance(layer, DirectoryLayer) or not isinstance(ref, bytes):
@@ -92,7 +96,16 @@ def plain_directory(state: State, node: Node) -> PlainDirectory | None:
             return None
         noatime = os.O_NOATIME if layer.tree.asks_noatime else 0
         parts.append(Part(layer.tree.fd, ref, status.st_dev, position, noatime))
-    return PlainDirectory(parts, None, upper, not breaks_links(state))
+    return PlainDirectory(parts, None, upper, listable)
+
+
+def _lists_itself(upper: Upper, path: bytes) -> bool:
+    """Whether the names and numbers in an upper directory that nothing is merged with are those that callers see: none
+    of them stands for something else, nor has its number from where it was copied up."""
+    names = upper.names
+    place = upper.tree.at(path)
+    marks = [name for name in map(os.fsencode, place.listxattr()) if names.is_private(name)]
+    return not marks or (marks == [names.opaque] and place.getxattr(names.opaque) == b"y")
 
 
 def _image_part(state: State, lowers: tuple[Lower, ...]) -> ImagePart | None:
@@ -158,7 +171,7 @@ def nameless_upper(state: State, pin: int, ino: int) -> Node:
         ino: its st_ino, which is the lower's if it was copied up.
     """
     status = os.fstat(pin)
-    node = Node(ino, stat.S_IFMT(status.st_mode), None, b"")
+    node = make_node(ino, stat.S_IFMT(status.st_mode), None, b"")
     node.upper = True
     node.upper_ino = status.st_ino
     node.pin = pin

@@ -30,6 +30,8 @@ READING = {
         "readdirplus",
         "plain_directory",
         "changes_plainly",
+        "directories_changed",
+        "links_known",
         "plain_copies",
         "nameless_upper",
         "nameless_lower",

@@ -46,9 +46,8 @@ _COPY_TARGET_AT = 16
 _ONCE = os.O_CREAT | os.O_EXCL | os.O_TRUNC
 """Flags of an open that have had their effect."""
 _RENAMES = {Opcode.RENAME: protocol.RENAME_IN.size, Opcode.RENAME2: protocol.RENAME2_IN.size}
-_OF_DIRECTORIES = frozenset(
-    {Opcode.READDIR, Opcode.READDIRPLUS, Opcode.RELEASEDIR, Opcode.FSYNCDIR, Opcode.IOCTL}
-)
+_LISTS = frozenset({Opcode.READDIR, Opcode.READDIRPLUS, Opcode.RELEASEDIR})
+_OF_DIRECTORIES = frozenset({*_LISTS, Opcode.FSYNCDIR, Opcode.IOCTL})
 _U64 = protocol.FORGET_IN
 
 
@@ -127,7 +126,17 @@ class Laned(Counter):
                     self._directories.pop(ino, None)
                     self.lane.give_back(ino)
 
-    # Before a request goes to Python
+    def recount(self) -> None:
+        """Before a verb runs: take note of the directories that the lane made, removed or renamed."""
+        if not self.lane.changed_directories:
+            return
+        with self._dispatch.lock:
+            records = (self._dispatch.record(id) for id in self.lane.recounted())
+            self._overlay.directories_changed(
+                record.node for record in records if record is not None
+            )
+
+    # Before a request goes to Python, and after
 
     def before(self, opcode: int, node: int, body: memoryview) -> None:
         """Take over what a request is about, and retract the names that it changes."""
@@ -149,7 +158,22 @@ class Laned(Counter):
         elif opcode in _RENAMES:
             self._before_rename(node, body, _RENAMES[Opcode(opcode)])
         elif opcode in _OF_DIRECTORIES and len(body) >= _U64.size:
-            self._take_directory(_U64.unpack_from(body)[0])
+            self._take_directory(_U64.unpack_from(body)[0], shared=opcode not in _LISTS)
+
+    def after(self, opcode: int, node: int, body: memoryview) -> None:
+        """A verb has changed names: tell the lane how many directories are where they changed."""
+        if opcode in _NAMES_AT:
+            self._tell_links(node)
+        elif opcode in _RENAMES:
+            self._tell_links(node)
+            self._tell_links(_U64.unpack_from(body)[0])
+
+    def _tell_links(self, id: int) -> None:
+        with self._dispatch.lock:
+            record = self._dispatch.record(id)
+            links = 0 if record is None else self._overlay.links_known(record.node)
+        if links:
+            self.lane.set_links(id, links)
 
     def _before_rename(self, parent: int, body: memoryview, start: int) -> None:
         if len(body) < start:
@@ -228,8 +252,8 @@ class Laned(Counter):
                 os.close(fd)
         self.lane.gone(ino, id, False)
 
-    def _take_directory(self, file: int) -> None:
-        id = self.lane.listing_of(file) if file >= FIRST_ID else 0
+    def _take_directory(self, file: int, *, shared: bool) -> None:
+        id = self.lane.listing_of(file, shared) if file >= FIRST_ID else 0
         if not id:
             return
         with self._dispatch.lock:
@@ -253,7 +277,7 @@ class Laned(Counter):
             plain = None if record is None else self._plain(record.node)
             if record is None or plain is None:
                 self.lane.never(id)
-            elif plain.upper is None or not listing:
+            elif plain.listable or not listing:
                 node = record.node
                 parent = (node.parent or node).ino
                 image = None if plain.image is None else self._image(plain.image)

@@ -211,6 +211,8 @@ class Session:
             log.warning("a request of %d bytes has no header", count)
             return False
         fields = IN_HEADER.unpack_from(buffer)
+        if self._laned is not None:
+            self._laned.recount()
         body = buffer[IN_HEADER.size : count]
         if fields[1] in _FREQUENT and fields[0] == count and not fields[7]:
             reply = self._at_once(fd, fields[1], fields[2], fields[3], body)
@@ -244,6 +246,8 @@ class Session:
         if isinstance(outcome, Fault):
             self._begin_slow(fd, header, prepared, outcome)
             return header.opcode == Opcode.WRITE
+        if self._laned is not None and not self._slow:
+            self._laned.after(header.opcode, header.node, body)
         self._reply(fd, unique, prepared, outcome)
         return False
 
@@ -355,6 +359,8 @@ class Session:
                 raise dispatch.refusal(call.name, error) from None
             if fault.answer:
                 return dispatch.settle(call, result)
+            if self._laned is not None:
+                self._laned.recount()
             outcome = dispatch.attempt(call)
             if not isinstance(outcome, Fault):
                 return outcome

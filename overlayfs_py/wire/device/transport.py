@@ -120,6 +120,7 @@ def _laned(dispatch: DeviceDispatch, terms: Terms, *, backed: bool) -> Laned | N
         dispatch.file_flags,
         dispatch.directory_flags,
         state.marks.metacopy,
+        state.marks.opaque,
         publish_after=1 if len(state.lowers) <= _FEW_LAYERS else 3,
         by_number=not breaks_links(state),
         backed=backed,

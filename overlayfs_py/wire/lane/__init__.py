@@ -5,20 +5,23 @@ lookups, listings and reads of plain files of lower layers, which never change w
 
 What is answered. A directory in which lookups become many, or that is listed, is *published*: its names are read once
 from each layer, and for each name it is known which layer has it first. From then on the lane answers LOOKUP of what
-shows from lower layers alone, and of names that are nowhere; GETATTR, READLINK, xattrs, OPEN for reading, READ of
-what is cached, RELEASE and FORGET of the nodes that it told the kernel of; and listings of directories that have
-nothing in the upper. The lower layers are either directories, of which everything is asked of the filesystem, or an
-image, all of which is read from its mapped index: a listing with entries then takes no system call. What is below a
-directory that the lane has told of it publishes by itself, when somebody looks. Directories in the upper, whatever
-has marks, and all other changes are Python's; so is every file with several names where there is an upper, whose
-index may have another file for it.
+shows from one side alone, lower layers or the upper, and of names that are nowhere; GETATTR, READLINK, xattrs, OPEN
+for reading, READ of what is cached, RELEASE and FORGET of the nodes that it told the kernel of; and listings of
+directories that show what is in lower layers, or what is in the upper, but not both. The lower layers are either
+directories, of which everything is asked of the filesystem, or an image, all of which is read from its mapped index:
+a listing with entries then takes no system call. What is below a directory that the lane has told of it publishes by
+itself, when somebody looks. Merged directories, whatever has marks, and all other changes are Python's; so is every
+file with several names where there is an upper, whose index may have another file for it.
 
-What is changed (changes.pxi). In a published directory that is in the upper: a new symlink, and a new file where the
-upper's files go to the kernel in passthrough, under a name that no layer has and of a caller with the daemon's own
-ids; plain upper files that are renamed or removed, whose attributes change, or that are opened for passthrough; plain
-lower files that a whiteout hides. Each is one system call on the upper, so no crash shows half of it, and one that
-fails, or finds anything that is not plain, leaves the request as it came to Python. Plain is a file or symlink with
-one name and, in the upper, without xattrs: it has no mark that a verb would read.
+What is changed (changes.pxi, directories.pxi). In a directory that is in the upper, published or the lane's own: a
+new symlink or directory, and a new file where the upper's files go to the kernel in passthrough, under a name that no
+layer has and of a caller with the daemon's own ids; what is plain in the upper and is renamed to a free name or
+removed (a file or symlink may replace another), or whose attributes change; plain upper files that are opened for
+passthrough; plain lower files that a whiteout hides. Each is one system call on the upper, so no crash shows half of
+it, and one that fails, or finds anything that is not plain, leaves the request as it came to Python. Plain is a file
+or symlink with one name and, in the upper, without xattrs: it has no mark that a verb would read. A directory of the
+upper is plain if no layer below has its name, and if it has no xattr but perhaps the opaque mark, which one gets
+beside lower layers: made, it hides nothing yet, and it can be marked before it is renamed.
 
 What is copied up (copying_up.pxi). A lower file, of a directory or an image, with one name, without xattrs, setuid,
 setgid and holes, that is not open and whose data is small or not wanted, when it is opened for writing in passthrough
@@ -43,9 +46,17 @@ Why that is right. A node that the kernel knows is either the lane's or Python's
   a limit; then the directory is closed, and published anew when its last node is gone.
 - Where a directory is in the upper is known for one epoch: a rename that Python makes may be one of a directory, and
   ends it, before it is made. Then, and after a directory was copied up, the lane asks for the path before it changes
-  anything there. A copied-up directory has only names that verbs made, and those were retracted.
+  anything there. A copied-up directory has only names that verbs made, and those were retracted. A directory of the
+  lane's own has its path from the one above it, and so on up to the first that is Python's; one that the lane renames
+  ends no epoch of Python's, for all that is below it is the lane's too.
+- Python remembers how many directories are in one of its own, and keeps descriptors on the way to deep ones. Before
+  its next verb it drops both where the lane made, removed or renamed a directory (`recounted`). After a verb it tells
+  the lane the number that it has: the kernel asks for the attributes of a directory after each change in it.
 - A node whose name was removed or replaced here stays the lane's without one, and is held by a descriptor or, of a
-  lower file, by its path. Python takes it over as it takes one over that has a name.
+  lower file, by its path. Python takes it over as it takes one over that has a name. A removed directory has nothing
+  in it, and no path.
+- A listing keeps its offsets whoever has the directory: the lane ends what it began, unless that is rewound, and a
+  name that was removed keeps its number as long as the directory is open.
 - A file that was copied up here keeps its node and st_ino, and is looked at in the upper. Once the kernel forgets it
   the name is Python's, who reads the origin. Its directory was marked impure by Python before, whose listings look
   at each name then. Data that must be on the disk before it is seen is Python's to copy.
@@ -73,7 +84,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INTERFACE = 5
+INTERFACE = 6
 """Counts the changes of what Python and the compiled module say to each other."""
 
 FIRST_ID = 1 << 62

@@ -12,10 +12,12 @@ cdef extern from "<fcntl.h>" nogil:
     int O_PATH
     int O_RDWR
     int O_WRONLY
+    int AT_REMOVEDIR
 
 cdef extern from "<sys/stat.h>" nogil:
     int fstat(int fd, struct_stat *status)
     unsigned int c_umask "umask" (unsigned int mask)
+    int mkdirat(int fd, const char *path, unsigned int mode)
     int mknodat(int fd, const char *path, unsigned int mode, unsigned long device)
     int fchmodat(int fd, const char *path, unsigned int mode, int flags)
     int utimensat(int fd, const char *path, const timespec *times, int flags)
@@ -34,6 +36,12 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<stdio.h>" nogil:
     int renameat2(int old_fd, const char *old, int new_fd, const char *new, unsigned int flags)
     int RENAME_NOREPLACE
+
+cdef extern from "<sys/xattr.h>" nogil:
+    int lsetxattr(const char *path, const char *name, const void *value, size_t size, int flags)
+
+cdef extern from "<sys/syscall.h>" nogil:
+    int SYS_getdents64
 
 cdef extern from "<sched.h>" nogil:
     int unshare(int flags)

@@ -279,6 +279,8 @@ cdef int answer_rename(State *lane, int fd, InHeader *header, char *body, size_t
     if not new_length or not may_change(lane, source) or not may_change(lane, target):
         return PYTHON
     entry = dir_find(source, old, old_length)
+    if entry != NULL and entry.type == DT_DIR:
+        return rename_directory(lane, fd, header, source, entry, target, new, new_length, flags)
     if entry == NULL or not entry.upper or entry.ended or not is_plain(lane, source, entry):
         return PYTHON
     place = dir_find(target, new, new_length)
@@ -305,18 +307,9 @@ cdef int answer_rename(State *lane, int fd, InHeader *header, char *body, size_t
     if replaces:
         below = place.ended or not place.upper
         orphan(lane, place.node, &held)
-        target.free_count += 1  # which `_fill_name` takes back
-    node = entry.node
-    fill_name(target, place, entry.type, entry.ino)
+        target.free_count += 1  # which `move_entry` takes back
+    move_entry(lane, source, entry, target, place)
     place.ended = below
-    place.node = node
-    entry.node = NULL
-    entry.state = FREE
-    source.free_count += 1
-    node.dir = target
-    node.entry = <uint32_t>(place - target.entries)
-    target.users += 1
-    source.users -= 1
     _drop_unused(lane, source)
     _reply(lane, fd, header, 0, 0)
     return ANSWERED
@@ -338,7 +331,9 @@ cdef int answer_setattr(State *lane, int fd, InHeader *header, char *body, size_
     valid = wanted.valid & ~<uint32_t>(SET_FH | SET_LOCKOWNER | SET_CTIME | SET_KILL_SUIDGID)
     entry = &node.dir.entries[node.entry]
     # An order of nothing is one to clear privileges, for which the caller counts.
-    if not valid or valid & ~known or entry.type != DT_REG or (valid & SET_SIZE and wanted.size >> 63):
+    if not valid or valid & ~known or not (entry.type == DT_REG or entry.type == DT_DIR):
+        return PYTHON
+    if valid & SET_SIZE and (entry.type != DT_REG or wanted.size >> 63):
         return PYTHON
     if not fill_time(&times[0], valid, SET_ATIME, SET_ATIME_NOW, wanted.atime, wanted.atime_ns):
         return PYTHON
@@ -362,7 +357,7 @@ cdef int answer_setattr(State *lane, int fd, InHeader *header, char *body, size_
         return PYTHON
     if valid & (SET_ATIME | SET_MTIME) and utimensat(part.root_fd, path, times, AT_SYMLINK_NOFOLLOW) != 0:
         return PYTHON
-    if not _attr(lane, node.dir, entry, &out.attr):
+    if not _attr_of_node(lane, node, &out.attr):
         return PYTHON
     out.attr_valid = 0 if node.writers else FOREVER_S
     out.attr_valid_ns = 0

@@ -55,6 +55,26 @@ cdef class HandingOver:
         _unlock(lane)
         return ids
 
+    @property
+    def changed_directories(self):
+        """Whether `recounted` has something to say."""
+        return self._state.recount_count != 0
+
+    def recounted(self):
+        """The directories in which others were made, removed or renamed here since this was asked."""
+        cdef State *lane = &self._state
+        cdef Dir *dir
+        cdef size_t each
+        _lock(lane)
+        ids = [lane.recounts[each] for each in range(lane.recount_count)]
+        for each in range(lane.recount_count):
+            dir = <Dir *>map_get(&lane.dirs, lane.recounts[each])
+            if dir != NULL:
+                dir.recounted = False
+        lane.recount_count = 0
+        _unlock(lane)
+        return ids
+
     def owns(self, uint64_t id):
         """(id of the parent, name, st_ino) of a node that Python is to take over; None if it is not one of ours, or
         has no name."""
@@ -121,7 +141,7 @@ cdef class HandingOver:
         _lock(lane)
         dir = <Dir *>map_get(&lane.dirs, parent)
         entry = dir_find(dir, name, len(name)) if dir != NULL and not dir.closed else NULL
-        if entry != NULL and entry.state == LANE and entry.type != DT_DIR:
+        if entry != NULL and entry.state == LANE and (entry.type != DT_DIR or entry.upper):
             node = _node(lane, dir, entry, &out.attr)
             if node != NULL:
                 _fill_entry(lane, &out, node)
@@ -187,7 +207,11 @@ cdef class HandingOver:
             if node.inside != NULL:
                 # What is known of the names in it stays good.
                 node.inside.owner = NULL
-                node.inside.epoch = lane.epoch
+                if node.inside.has_upper and node.inside.epoch != lane.paths:
+                    # Where it is comes from Python.
+                    node.inside.epoch = lane.epoch - 1
+                else:
+                    node.inside.epoch = lane.epoch
                 node.inside = NULL
             _free_node(lane, node)
         _unlock(lane)
@@ -227,15 +251,24 @@ cdef class HandingOver:
         map_pop(&lane.taken, ino)
         _unlock(lane)
 
-    def listing_of(self, uint64_t fh):
-        """Python takes over an open directory: its node id, 0 if it is not ours."""
+    def listing_of(self, uint64_t fh, bint shared):
+        """Python takes over an open directory: its node id, 0 if it is not ours.
+
+        Args:
+            shared: it is to be listed here further on, so that what is listed goes on where it was; Python gets its
+                release.
+        """
         cdef State *lane = &self._state
         cdef Listing *listing
         cdef uint64_t id = 0
         _lock(lane)
-        listing = <Listing *>map_pop(&lane.listings, fh)
+        listing = <Listing *>map_get(&lane.listings, fh)
         if listing != NULL:
             id = listing.dir.id
-            _close_listing(lane, listing)
+            if shared:
+                listing.shared = True
+            else:
+                map_pop(&lane.listings, fh)
+                _close_listing(lane, listing)
         _unlock(lane)
         return id

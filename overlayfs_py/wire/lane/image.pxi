@@ -437,7 +437,8 @@ cdef bint _add_of_image(
         return False
     entry = dir_find(dir, <const char *>name, length)
     if entry != NULL:
-        entry.ended |= entry.upper
+        if entry.upper:
+            return _add_below(dir, entry, part_number, _DT_OF_EROFS[row[10]])
         return True
     entry = dir_add(dir, <const char *>name, length)
     if entry == NULL:

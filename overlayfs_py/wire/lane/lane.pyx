@@ -67,7 +67,7 @@ cdef extern from "<sys/statvfs.h>" nogil:
         unsigned long f_namemax
     int fstatvfs(int fd, struct_statvfs *status)
 
-INTERFACE = 5
+INTERFACE = 6
 """As the package has it; a build that says something else is not used."""
 
 FIRST_ID = 1 << 62
@@ -125,6 +125,7 @@ include "nodes.pxi"
 include "files.pxi"
 include "changes.pxi"
 include "copying_up.pxi"
+include "directories.pxi"
 include "listings.pxi"
 include "reader.pxi"
 include "handing_over.pxi"
@@ -185,6 +186,7 @@ cdef class Lane(HandingOver):
         file_flags: FOPEN_* of the reply to an open of a lower file.
         directory_flags: of an open directory.
         metacopy: name of the xattr that marks a file without data.
+        opaque: of the one that marks a directory which hides what is below.
         publish_after: how many lookups in a directory it takes for its names to be read.
         by_number: whether an inode has the same number under all its names.
         backed: files are handed to the kernel, all opens of one alike.
@@ -198,12 +200,14 @@ cdef class Lane(HandingOver):
 
     cdef bytes _metacopy
     cdef bytes _origin
+    cdef bytes _opaque
 
     def __cinit__(
         self,
         int file_flags,
         int directory_flags,
         bytes metacopy,
+        bytes opaque,
         *,
         uint32_t publish_after=3,
         bint by_number=True,
@@ -222,11 +226,14 @@ cdef class Lane(HandingOver):
         lane.publish_after = publish_after
         lane.by_number, lane.backed, lane.counts_links = by_number, backed, counts_links
         lane.acl, lane.read_only, lane.changes, lane.hands_over = acl, read_only, changes, hands_over
+        lane.own_modes = True
         lane.uid, lane.gid = geteuid(), getegid()
         lane.statfs_fd = statfs_fd
         lane.stage_fd = -1
         self._metacopy = metacopy
         lane.metacopy = self._metacopy
+        self._opaque = opaque
+        lane.opaque = self._opaque
         lane.out = <char *>malloc(OUT + READ_MAX)
         if lane.out == NULL:
             raise MemoryError
@@ -322,7 +329,7 @@ cdef class Lane(HandingOver):
             image: instead of `parts`: (number of the image, inode number, position).
             upper: (root descriptor, path, st_dev, position, whether it is marked impure) of the upper directory, or
                 None.
-            listable: whether a listing shows what `parts` have, without more ado.
+            listable: whether a listing shows what there is, without more ado.
 
         Returns True if it did.
         """
@@ -346,6 +353,7 @@ cdef class Lane(HandingOver):
             if not result:
                 dir.parent_ino = parent_ino
                 dir.epoch = lane.epoch
+                dir.listable = listable
         _unlock(lane)
         if dir != NULL:
             return not result
@@ -355,10 +363,10 @@ cdef class Lane(HandingOver):
         if dir == NULL:
             return False
         dir.id, dir.ino, dir.parent_ino, dir.epoch = id, ino, parent_ino, lane.epoch
-        dir.listable = listable and upper is None
         if not _fill_parts(lane, dir, parts, image) or (upper is not None and not _set_upper(dir, upper)):
             dir_free(dir)
             return False
+        dir.listable = listable
         if upper is not None:
             result = _scan_upper(lane, dir, upper[0], upper[1], names_max)
         if image is not None:
@@ -392,6 +400,7 @@ cdef class Lane(HandingOver):
         cdef State *lane = &self._state
         _lock(lane)
         lane.epoch += 1
+        lane.paths += 1
         lane.links_epoch += 1
         _unlock(lane)
 
@@ -453,7 +462,7 @@ cdef class Lane(HandingOver):
             # The umask of a caller is set for a moment, for this thread alone.
             lane.own_umask = True
             if unshare(CLONE_FS) != 0:
-                lane.hands_over = False
+                lane.hands_over = lane.own_modes = False
         with nogil:
             count = _next_for_python(lane, fd, wake_fd, into, room, poll_us, &number)
         if number:

@@ -7,7 +7,9 @@ cdef enum:
     SETATTR = 4
     READLINK = 5
     SYMLINK = 6
+    MKDIR = 9
     UNLINK = 10
+    RMDIR = 11
     RENAME = 12
     OPEN = 14
     READ = 15
@@ -180,6 +182,11 @@ cdef packed struct Dirent:
     uint64_t off
     uint32_t namelen
     uint32_t type
+
+
+cdef packed struct MkdirIn:
+    uint32_t mode
+    uint32_t umask
 
 
 cdef packed struct CreateIn:

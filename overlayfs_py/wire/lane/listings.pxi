@@ -24,6 +24,8 @@ cdef int _opendir(State *lane, int fd, InHeader *header) noexcept nogil:
         lane.wanted = header.nodeid
         lane.wanted_listing = True
         return PYTHON
+    if dir.has_upper and not _is_placed(lane, dir):
+        return PYTHON
     listing = <Listing *>calloc(1, sizeof(Listing))
     if listing == NULL:
         return PYTHON
@@ -49,9 +51,10 @@ cdef int _releasedir(State *lane, int fd, InHeader *header, char *body, size_t s
     cdef Listing *listing
     if size < sizeof(ReleaseIn):
         return PYTHON
-    listing = <Listing *>map_pop(&lane.listings, (<ReleaseIn *>body).fh)
-    if listing == NULL:
+    listing = <Listing *>map_get(&lane.listings, (<ReleaseIn *>body).fh)
+    if listing == NULL or listing.shared:
         return PYTHON
+    map_pop(&lane.listings, (<ReleaseIn *>body).fh)
     _close_listing(lane, listing)
     _reply(lane, fd, header, 0, 0)
     return ANSWERED
@@ -75,6 +78,8 @@ cdef int _readdir(State *lane, int fd, InHeader *header, char *body, size_t size
             # Names have changed since it was opened: Python reads it.
             return PYTHON
         listing.count = dir.count
+        if dir.has_upper and _is_placed(lane, dir):
+            note_access(dir)
     room = request.size if request.size < READ_MAX else READ_MAX
     number = request.offset
     while number < <uint64_t>listing.count + 2:
@@ -84,6 +89,9 @@ cdef int _readdir(State *lane, int fd, InHeader *header, char *body, size_t size
             added = _row(lane, used, room, plus, dir, NULL, dir.parent_ino, b"..", 2, 2)
         else:
             entry = &dir.entries[number - 2]
+            if entry.state == FREE or entry.state == GONE:
+                number += 1
+                continue
             added = _row(lane, used, room, plus, dir, entry, entry.ino, dir.names + entry.name, entry.length, number + 1)
         if not added:
             break

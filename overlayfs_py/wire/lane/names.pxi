@@ -56,9 +56,9 @@ cdef void _count_look(State *lane, uint64_t id) noexcept nogil:
 
 
 cdef bint _is_placed(State *lane, Dir *dir) noexcept nogil:
-    """Whether it is known where a directory of Python's is in the upper; if not, that is asked for."""
+    """Whether it is known where a directory is in the upper; if not, that is asked for."""
     if dir.owner != NULL:
-        return False
+        return place_below(lane, dir)
     if dir.has_upper and dir.epoch == lane.epoch:
         return True
     lane.wanted = dir.id
@@ -71,7 +71,9 @@ cdef bint _attr(State *lane, Dir *dir, Entry *entry, Attr *attr) noexcept nogil:
     cdef bint plain
     if entry.upper and not _is_placed(lane, dir):
         return False
-    if part_of(dir, entry).image != NULL:
+    if entry.upper and entry.type == DT_DIR:
+        plain = upper_directory_attr(lane, dir, entry, attr)
+    elif part_of(dir, entry).image != NULL:
         plain = image_attr(dir, entry, attr)
     else:
         plain = plain_attr(dir, entry, attr)
@@ -139,7 +141,7 @@ cdef bint _count_links(State *lane, Node *node, Attr *attr) noexcept nogil:
         return False
     attr.nlink = 2
     for each in range(dir.count):
-        if dir.entries[each].type == DT_DIR:
+        if dir.entries[each].type == DT_DIR and dir.entries[each].state != FREE:
             attr.nlink += 1
     return True
 
@@ -208,6 +210,8 @@ cdef Dir *_inside(State *lane, Node *node, uint32_t names_max) noexcept nogil:
     entry = &parent.entries[node.entry]
     if entry.type != DT_DIR:
         return NULL
+    if entry.upper:
+        return inside_upper(lane, node, names_max)
     place = entry.first
     while place:
         count += 1

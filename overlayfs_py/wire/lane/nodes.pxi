@@ -167,7 +167,7 @@ cdef int _listxattr(State *lane, int fd, InHeader *header, char *body, size_t si
     if part.image != NULL:
         return _listxattr_of_image(lane, fd, header, node, (<GetxattrIn *>body).size)
     path_of(part, node.dir.names + entry.name, entry.length, path)
-    if marked(part, path):
+    if marked(part, path) and not (entry.upper and entry.type == DT_DIR and has_plain_marks(lane, part, path)):
         return PYTHON
     return _sized(lane, fd, header, 0, (<GetxattrIn *>body).size)
 

@@ -109,6 +109,10 @@ cdef int _dispatch(State *lane, int fd, InHeader *header, char *body, size_t *co
         return answer_create(lane, fd, header, body, size)
     if header.opcode == UNLINK:
         return answer_unlink(lane, fd, header, body, size)
+    if header.opcode == MKDIR:
+        return answer_mkdir(lane, fd, header, body, size)
+    if header.opcode == RMDIR:
+        return answer_rmdir(lane, fd, header, body, size)
     if header.opcode == SETATTR:
         return answer_setattr(lane, fd, header, body, size)
     if header.opcode == RENAME:

@@ -122,7 +122,7 @@ cdef int dir_scan(Dir *dir, uint32_t part_number, int root_fd, const char *path,
         entry.upper = upper
         entry.part = <uint16_t>part_number
         entry.ino = row.d_ino
-        if row.d_type == DT_REG or row.d_type == DT_LNK or (row.d_type == DT_DIR and not upper):
+        if row.d_type == DT_REG or row.d_type == DT_LNK or row.d_type == DT_DIR:
             entry.state = LANE
         elif row.d_type == DT_UNKNOWN or row.d_type == DT_CHR:
             _unsure(dir, entry)
@@ -140,6 +140,9 @@ cdef bint _add_below(Dir *dir, Entry *entry, uint32_t part_number, uint8_t type)
     """A name that is known already is in a part below; False: no memory."""
     if entry.upper:
         entry.ended = 1
+        if entry.type == DT_DIR and entry.state == LANE:
+            # Merged, or opaque over what is there.
+            entry.state = OTHER
         return True
     if entry.state == UNSURE or entry.type != DT_DIR or entry.ended:
         return True
@@ -215,7 +218,7 @@ cdef int dir_scan_all(Dir *dir, uint32_t names_max) noexcept nogil:
         if result:
             return result
     dir_trim(dir)
-    dir.limit = dir.count * 2 + 1024
+    dir.limit = dir.count * 2 + NAMES_ADDED
     return 0
 
 

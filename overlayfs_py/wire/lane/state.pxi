@@ -20,8 +20,12 @@ cdef struct State:
     uint64_t *released  # directories of Python's that nothing here needs any more
     size_t released_count
     size_t released_room
+    uint64_t *recounts  # directories in which others were made, removed or renamed here
+    size_t recount_count
+    size_t recount_room
     uint64_t next
     uint64_t epoch
+    uint64_t paths      # counts the renames of all directories, those that are made here too
     uint64_t links_epoch
     uint32_t file_flags
     uint32_t directory_flags
@@ -35,6 +39,7 @@ cdef struct State:
     bint held           # but not now
     bint hands_over     # the upper's files go to the kernel; else opening them is Python's
     bint own_umask
+    bint own_modes      # what is made here gets the mode that its caller would give it
     int stage_fd        # work/work; -1: every copy-up is Python's
     const char *origin  # the name of the mark
     bint syncs          # a copy's data must be on the disk before it is seen
@@ -44,6 +49,7 @@ cdef struct State:
     uint32_t gid
     int statfs_fd
     const char *metacopy
+    const char *opaque
     char *out
     uint64_t wanted     # directory that Python should publish
     bint wanted_listing
@@ -98,6 +104,9 @@ cdef void state_clear(State *lane) noexcept nogil:
     free(lane.released)
     lane.released = NULL
     lane.released_count = lane.released_room = 0
+    free(lane.recounts)
+    lane.recounts = NULL
+    lane.recount_count = lane.recount_room = 0
     map_clear(&lane.files)
     map_clear(&lane.listings)
     map_clear(&lane.nodes)

@@ -62,7 +62,7 @@ cdef struct Dir:
     uint64_t id
     uint64_t ino
     uint64_t parent_ino
-    uint64_t epoch      # of `parent_ino` and of the upper's path; says nothing while there is an owner
+    uint64_t epoch      # of `parent_ino` and of the upper's path; with an owner, `paths` as it was for the path
     Node *owner         # the directory's own node; NULL: it is Python's
     Part *parts
     uint32_t part_count
@@ -71,6 +71,7 @@ cdef struct Dir:
     bint impure         # the upper one is marked so, which Python knows, too
     uint32_t links      # st_nlink as it was at `links_epoch`; 0: not known
     uint64_t links_epoch
+    bint recounted      # is among `recounts`
     Entry *entries
     uint32_t count
     uint32_t room
@@ -122,6 +123,7 @@ cdef struct File:
 cdef struct Listing:
     Dir *dir
     uint32_t count      # of entries when it was begun
+    bint shared         # Python has it too, and is told of its release
 
 
 cdef inline uint32_t _hash(const char *name, size_t length) noexcept nogil:

@@ -63,6 +63,8 @@ class Client:
     Args:
         plus: whether listings are asked for with entries, as the kernel does when it means to look at them.
         step: bytes that a listing or a read asks for.
+
+    `uid`: who asks, and of which group.
     """
 
     def __init__(self, line: Line, *, plus: bool = True, step: int = 4096) -> None:
@@ -71,11 +73,13 @@ class Client:
         self._plus = plus
         self._step = step
         self.told: dict[int, int] = {}
+        self.uid = 0
 
     def ask(self, opcode: int, node: int, body: bytes = b"") -> Reply:
         self._unique += 2
         size = IN_HEADER.size + len(body)
-        self._line.put(IN_HEADER.pack(size, opcode, self._unique, node, 0, 0, 0, 0, 0) + body)
+        header = (size, opcode, self._unique, node, self.uid, self.uid, 0, 0, 0)
+        self._line.put(IN_HEADER.pack(*header) + body)
         while True:
             reply = self._line.reply(30)
             assert reply is not None, f"no answer to opcode {opcode}"
