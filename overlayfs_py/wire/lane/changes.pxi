@@ -133,7 +133,7 @@ cdef int answer_symlink(State *lane, int fd, InHeader *header, char *body, size_
     cdef char *target
     cdef uint64_t ino
     cdef size_t length = strnlen(body, size)
-    if length + 1 >= size or name_length(body, length + 1) != length:
+    if not length or length + 1 >= size or name_length(body, length + 1) != length:
         return PYTHON
     target = body + length + 1
     if strnlen(target, size - length - 1) != size - length - 2 or not target[0]:
