@@ -21,10 +21,12 @@ from tests.layerstore.archives import Item, folder, tar_of
 from tests.wire.device.client import Client, Told
 from tests.wire.device.line import Line
 
-LIMIT = 1 << 16
+LIMIT = 1 << 18
 """Bytes that are copied without Python."""
 PLAIN = ("plain", "empty", "edge", "owned")
 """Files whose copy-up is simple; whatever the others are is Python's."""
+TMPFS = 0x01021994
+"""TMPFS_MAGIC in <linux/magic.h>."""
 _LAID_NS = 1_000_000_000_123_456_789
 
 
@@ -128,7 +130,7 @@ CHANGES = {
     "utimens": Change(Valid.ATIME | Valid.MTIME, {"atime": 5, "mtime": 6, "mtimensec": 7}),
     "shorten": Change(Valid.SIZE, {"size": 10}),
     "empty": Change(Valid.SIZE),
-    "lengthen": Change(Valid.SIZE, {"size": 70_000}),
+    "lengthen": Change(Valid.SIZE, {"size": 300_000}),
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from overlayfs_py import syscalls
 from overlayfs_py.wire.device import protocol
 from overlayfs_py.wire.device.protocol import Opcode
 from overlayfs_py.wire.lane import compiled
@@ -211,6 +212,24 @@ def test_a_layer_whose_handles_tell_no_number_is_pythons(
         assert overlay.plain_copies.layers == []
         with served(overlay, laned=True) as (line, client):
             assert not change(line, client, walk_to(client, "plain").id, CHANGES["chmod"])[1]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_many_bytes_that_must_be_waited_for_are_pythons(
+    directory: Path, cached: bool, tmp_path: Path
+) -> None:
+    place = copies.place(tmp_path, "one")
+    edge = os.open(directory / "edge", os.O_RDONLY)
+    os.fsync(edge)
+    if not cached:
+        os.posix_fadvise(edge, 0, 0, os.POSIX_FADV_DONTNEED)
+    in_memory = syscalls.filesystem_type(edge) == copies.TMPFS
+    os.close(edge)
+    with union(directory, place) as overlay, served(overlay, laned=True) as (line, client):
+        told = walk_to(client, "edge")
+        by_lane = change(line, client, told.id, CHANGES["chmod"])[1]
+        assert by_lane == (cached or in_memory)
+    assert (place.upper / "edge").read_bytes() == (directory / "edge").read_bytes()
 
 
 def test_a_frozen_union_makes_no_copy(directory: Path, tmp_path: Path) -> None:
