@@ -1,7 +1,7 @@
-/* Ends the process, or fails with EIO, at a chosen system call of the lane: loaded with LD_PRELOAD, see stops.py.
+/* Ends the process, or fails, at a chosen system call of the lane: loaded with LD_PRELOAD, see stops.py.
  *
- * LANE_STOPS names a file of two numbers: how many calls there were, and at which one to stop; 0: at none, negative:
- * to die there instead of failing. Without the file nothing is counted.
+ * LANE_STOPS names a file of three numbers: how many calls there were, at which one to stop (0: at none), and the errno
+ * with which it fails, 0 to die there. Without the file nothing is counted.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -25,7 +25,7 @@ static int by_the_lane(void *caller)
 static int stops(void *caller)
 {
 	const char *path = getenv("LANE_STOPS");
-	int64_t state[2];
+	int64_t state[3];
 	long fd;
 	int stop = 0;
 
@@ -36,14 +36,14 @@ static int stops(void *caller)
 		return 0;
 	if (syscall(SYS_pread64, fd, state, sizeof(state), 0L) == sizeof(state)) {
 		state[0]++;
-		stop = state[1] && state[0] == llabs(state[1]);
+		stop = state[0] == state[1];
 		syscall(SYS_pwrite64, fd, state, sizeof(state), 0L);
 	}
 	syscall(SYS_close, fd);
-	if (stop && state[1] < 0)
+	if (stop && !state[2])
 		syscall(SYS_kill, getpid(), SIGKILL);
 	if (stop)
-		errno = EIO;
+		errno = state[2];
 	return stop;
 }
 

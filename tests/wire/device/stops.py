@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-_STATE = struct.Struct("<qq")
+_STATE = struct.Struct("<qqq")
 _VARIABLE = "LANE_STOPS"
 
 
@@ -39,26 +40,26 @@ class Stops:
         return {"LD_PRELOAD": str(self._library), _VARIABLE: str(self._state)}
 
     def arm(self, call: int = 0) -> None:
-        """Count from now on; the `call`-th fails, 0: none."""
-        self._state.write_bytes(_STATE.pack(0, call))
+        """Count from now on; the `call`-th fails with EIO, 0: none."""
+        self._state.write_bytes(_STATE.pack(0, call, errno.EIO))
 
     def disarm(self) -> int:
         """How many calls there were."""
-        count: int = _STATE.unpack(self._state.read_bytes())[0]
+        count = _calls(self._state)
         self._state.unlink()
         return count
 
     def run(
-        self, module: str, calls: Sequence[int], arguments: Sequence[Sequence[str]], *, die: bool
+        self, module: str, calls: Sequence[int], arguments: Sequence[Sequence[str]], number: int
     ) -> list[Ended]:
         """Run `module` with this library, which has `each` run what it does, once for every call.
 
         Args:
             calls: at which call each run is stopped; 0: at none.
             arguments: what each run is given.
-            die: the process ends there, else the call fails with EIO.
+            number: the errno with which the call fails, 0: the process ends there.
         """
-        runs = [(-call if die else call, own) for call, own in zip(calls, arguments, strict=True)]
+        runs = [(call, number, own) for call, own in zip(calls, arguments, strict=True)]
         environment = {**os.environ, "LD_PRELOAD": str(self._library)}
         argv = [sys.executable, "-m", module, str(self._state)]
         done = subprocess.run(
@@ -79,8 +80,8 @@ def each(state: str, work: Callable[..., None]) -> None:
     The work calls `stopped` around what may be stopped.
     """
     ended = []
-    for call, arguments in json.load(sys.stdin):
-        Path(state).write_bytes(_STATE.pack(0, call))
+    for call, number, arguments in json.load(sys.stdin):
+        Path(state).write_bytes(_STATE.pack(0, call, number))
         pid = os.fork()
         if not pid:
             try:
@@ -90,8 +91,12 @@ def each(state: str, work: Callable[..., None]) -> None:
                 os._exit(1)
             os._exit(0)
         status = os.waitpid(pid, 0)[1]
-        ended.append((status, _STATE.unpack(Path(state).read_bytes())[0]))
+        ended.append((status, _calls(Path(state))))
     print(json.dumps(ended))
+
+
+def _calls(state: Path) -> int:
+    return int(_STATE.unpack(state.read_bytes())[0])
 
 
 def _turn(on: bool, state: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -305,11 +306,15 @@ class Case:
         self._scratch = tmp_path
         self.times = way != "shorten"
 
-    def made(self, calls: Sequence[int], *, die: bool = False) -> list[tuple[Place, Ended]]:
-        """The change stopped at each of these calls of the lane, in a place each."""
+    def made(self, calls: Sequence[int], number: int = 0) -> list[tuple[Place, Ended]]:
+        """The change stopped at each of these calls of the lane, in a place each.
+
+        Args:
+            number: the errno with which the call fails, 0: the process ends there.
+        """
         places = [copies.place(self._scratch, f"stopped{call}") for call in calls]
         arguments = [[str(self.lower), *map(str, place), self.name, self._way] for place in places]
-        ended = self._stops.run(__name__, calls, arguments, die=die)
+        ended = self._stops.run(__name__, calls, arguments, number)
         return list(zip(places, ended, strict=True))
 
 
@@ -328,7 +333,7 @@ def test_a_crash_shows_the_old_file_or_the_new_one(case: Case, tmp_path: Path) -
     assert done.calls > 10
     views = [_of_kernel(case.lower, place, times=case.times) for place in (old, new)]
     assert views[0] != views[1]
-    for place, ended in case.made(range(1, done.calls + 1), die=True):
+    for place, ended in case.made(range(1, done.calls + 1)):
         assert os.WTERMSIG(ended.status) == signal.SIGKILL
         assert {entry.name for entry in os.scandir(place.upper)} <= {case.name}
         assert _of_kernel(case.lower, place, times=case.times) in views, ended.calls
@@ -338,13 +343,16 @@ def test_a_crash_shows_the_old_file_or_the_new_one(case: Case, tmp_path: Path) -
         assert os.listdir(place.work / "work") == []
 
 
-def test_a_call_that_fails_leaves_the_change_to_python(case: Case) -> None:
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT, errno.EOPNOTSUPP], ids=os.strerror)
+def test_a_call_that_fails_changes_nothing_that_shows(case: Case, number: int) -> None:
+    """Python makes the change then, or another call serves as well."""
     ((new, done),) = case.made([0])
     assert done.status == 0
     expected = found(new.upper, times=case.times)
     put_back = expected["."].pop("times")
     of_directory = []
-    for call, (place, ended) in enumerate(case.made(range(1, done.calls + 1)), 1):
+    stopped = case.made(range(1, done.calls + 1), number)
+    for call, (place, ended) in enumerate(stopped, 1):
         assert ended.status == 0
         seen = found(place.upper, times=case.times)
         of_directory.append(seen["."].pop("times"))
@@ -352,6 +360,9 @@ def test_a_call_that_fails_leaves_the_change_to_python(case: Case) -> None:
         assert os.listdir(place.work / "work") == []
     # All calls but the one that puts it back.
     assert of_directory.count(put_back) == done.calls - 1
+    # Where the kernel links no descriptor, its path in /proc is linked.
+    more = [ended for _, ended in stopped if ended.calls > done.calls]
+    assert len(more) == (number == errno.ENOENT)
 
 
 if __name__ == "__main__":
