@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -151,6 +152,11 @@ def change(line: Line, client: Client, node: int, wanted: Change) -> tuple[bytes
 
 def by_lane(line: Line, client: Client) -> int:
     """How many requests so far were the lane's."""
+    deadline = time.monotonic() + 30
+    while line.session._slow:
+        # Meanwhile nothing is published.
+        assert time.monotonic() < deadline, "slow work without an end"
+        time.sleep(0.0005)
     # Which counts after it has replied: what Python answers comes after that.
     client.xattrs(1)
     return 0 if line.laned is None else line.laned.lane.answered
