@@ -66,7 +66,25 @@ def plan(pieces: Callable[[], Iterator[Piece]], gap_max: int) -> Plan:
         gap_max: so many bytes that nobody needs are fetched rather than asked around.
     """
     needed = sorted((one.start, one.end) for one in pieces() if isinstance(one, Packed))
-    return Plan(pieces, merge(needed, gap_max))
+    return Plan(lambda: _adjoined(pieces()), merge(needed, gap_max))
+
+
+def _adjoined(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Pieces, those joined that are one range of the blob: to start decompressing takes time."""
+    last: Packed | None = None
+    for piece in pieces:
+        if last is not None:
+            if isinstance(piece, Packed) and piece.start == last.end and not piece.skip:
+                last = last._replace(end=piece.end)
+                continue
+            yield last
+            last = None
+        if isinstance(piece, Packed):
+            last = piece
+        else:
+            yield piece
+    if last is not None:
+        yield last
 
 
 def merge(spans: Iterable[Span], gap_max: int) -> list[Span]:

@@ -209,7 +209,7 @@ def header(member: Member, size: int = 0, records: dict[bytes, bytes] | None = N
     )
     if not pax:
         return block
-    body = b"".join(_record(key, pax[key]) for key in sorted(pax))
+    body = b"".join(pax_record(key, pax[key]) for key in sorted(pax))
     extended = _ustar(b"PaxHeaders/" + short_name[-80:], b"x", (0o644, 0, 0, len(body), 0), b"")
     return extended + body + bytes(-len(body) % BLOCK) + block
 
@@ -255,8 +255,8 @@ def _decimal_time(time_ns: int) -> bytes:
     return sign + (b"%d.%09d" % (seconds, fraction)).rstrip(b"0").rstrip(b".")
 
 
-def _record(key: bytes, value: bytes) -> bytes:
-    """A PAX record; its length counts its own digits."""
+def pax_record(key: bytes, value: bytes) -> bytes:
+    """A PAX record; its length counts its own digits (pax(1), "pax Extended Header")."""
     rest = b" " + key + b"=" + value + b"\n"
     length = len(rest)
     while length != len(rest) + len(b"%d" % length):

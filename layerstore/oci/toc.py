@@ -1,6 +1,7 @@
 """Tables of contents that come with a layer's blob: what their formats have in common.
 
     zstd_chunked    zstd:chunked of containers/storage
+    estargz         eStargz of containerd's stargz-snapshotter
 
 A reader is a generator: it yields spans of the blob, is sent their bytes, and returns the table. It
 does no I/O itself. What a table says is checked for what makes no sense; whether it is true is seen

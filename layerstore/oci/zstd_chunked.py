@@ -20,7 +20,7 @@ from typing import Any
 
 from layerstore import digests
 from layerstore.errors import SourceInvalid
-from layerstore.oci import toc
+from layerstore.oci import estargz, toc
 from layerstore.oci.assembly import Packed, Piece, Plan, Span, Stored, plan
 from layerstore.oci.compression import decompress
 from layerstore.oci.toc import Payload
@@ -72,6 +72,10 @@ def _read(place: str, digest: str, split_place: Any, size: int, label: str) -> t
         raise SourceInvalid(f"{label}: is damaged: its digest is not {digest}")
     table, entries = toc.entries_of(toc.unpacked(packed, label), label)
     tar_end = start - _FRAME_HEAD
+    if any(
+        one.get("type") == "reg" and "offset" in one and "endOffset" not in one for one in entries
+    ):
+        return (yield from estargz.read_members(entries, tar_end, b"", label))
     payloads = []
     for entry_number, entry in enumerate(entries):
         if entry.get("type") == "reg" and entry.get("size") and entry.get("digest"):

@@ -35,7 +35,7 @@ def pull(
     traffic: Traffic | None = None,
 ) -> Image:
     """Import an image from a registry; layers that are in the store are not downloaded, nor are files
-    of layers with a table of contents (zstd:chunked).
+    of layers with a table of contents (zstd:chunked, eStargz).
 
     Args:
         store: where it goes.

@@ -16,7 +16,7 @@ import trio
 
 from layerstore.errors import SourceInvalid
 from layerstore.objects import Objects
-from layerstore.oci import zstd_chunked
+from layerstore.oci import estargz, zstd_chunked
 from layerstore.oci.assembly import Assembled, Plan, Span
 from layerstore.oci.limits import Limits
 from layerstore.oci.manifests import Descriptor
@@ -232,7 +232,10 @@ def find_reader(descriptor: Descriptor, label: str) -> Reader | None:
     if not isinstance(annotations, dict):
         return None
     label = f"{label}: its table of contents"
-    return zstd_chunked.reader(annotations, descriptor["size"], label)
+    size: int = descriptor["size"]
+    # containerd's zstd:chunked has the annotations of both.
+    found = zstd_chunked.reader(annotations, size, label)
+    return found if found is not None else estargz.reader(annotations, size, label)
 
 
 def _advance(reader: Reader, data: list[bytes] | None) -> list[Span] | Table:

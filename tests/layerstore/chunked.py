@@ -7,12 +7,14 @@ import io
 import json
 import struct
 import tarfile
+import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import zstandard
 
-from tests.layerstore.archives import OCI, Layout, digest_of
+from tests.layerstore.archives import OCI, Item, Layout, digest_of, gzipped, tar_of
 
 NEW = "io.github.containers.zstd-chunked."
 OLD = "io.containers.zstd-chunked."
@@ -149,3 +151,71 @@ def layout_with(layers: list[tuple[bytes, bytes, dict[str, str]]]) -> Layout:
         "manifests": [layout.add_json(manifest, f"{OCI}.manifest.v1+json")],
     }
     return layout
+
+
+def estargz(
+    tar: bytes, *, change: Change | None = None, chunk_size: int = 50_000
+) -> tuple[bytes, dict[str, str]]:
+    """A layer's blob and its annotations, as stargz-snapshotter writes them, but that the tar stays as
+    it is. What comes out of the blob has the table in it: see `plain`.
+
+    Args:
+        tar: plain.
+        change: changes the table before it is written.
+        chunk_size: bytes of a file in a member.
+    """
+    blob = bytearray()
+    entries: list[dict[str, Any]] = []
+    waiting = b""
+    position = end = 0
+    for member in members(tar):
+        entry: dict[str, Any] = {
+            "name": member.name + "/" * member.isdir(),
+            "type": _KINDS[member.type],
+            "mode": member.mode,
+            "modtime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(member.mtime)),
+            "uid": member.uid,
+            "gid": member.gid,
+            "linkName": member.linkname,
+        }
+        entries.append(entry)
+        size = member.size if member.isreg() else 0
+        end = member.offset_data + size + -size % 512
+        if not size:
+            continue
+        start = member.offset_data
+        content = tar[start : start + size]
+        entry |= {"size": size, "digest": digest_of(content)}
+        blob += gzipped(waiting + tar[position:start])
+        for at in range(0, size, chunk_size):
+            if at:
+                blob += gzipped(waiting)
+                entry = {"name": entry["name"], "type": "chunk", "chunkOffset": at}
+                entries.append(entry)
+            entry["offset"] = len(blob)
+            waiting = content[at : at + chunk_size]
+        position = start + size
+    blob += gzipped(waiting + tar[position:end])
+    table = {"version": 1, "entries": entries}
+    if change is not None:
+        change(table)
+    data = json.dumps(table).encode()
+    place = len(blob)
+    blob += gzipped(trimmed(tar_of([Item("stargz.index.json", data)])))
+    extra = b"SG\x16\x00%016xSTARGZ" % place
+    blob += b"\x1f\x8b\x08\x04" + bytes(5) + b"\xff" + struct.pack("<H", len(extra)) + extra
+    blob += b"\x01\x00\x00\xff\xff" + bytes(8)
+    return bytes(blob), {"containerd.io/snapshot/stargz/toc.digest": digest_of(data)}
+
+
+def plain(blob: bytes) -> bytes:
+    """The tar of a layer's blob."""
+    if not blob.startswith(b"\x1f\x8b"):
+        stream = zstandard.ZstdDecompressor().stream_reader(blob, read_across_frames=True)
+        return stream.read()
+    whole = bytearray()
+    while blob:
+        member = zlib.decompressobj(31)
+        whole += member.decompress(blob)
+        blob = member.unused_data
+    return bytes(whole)

@@ -10,6 +10,8 @@ import pytest
 
 from layerstore.registry.access import Access
 from layerstore.registry.patience import Patience
+from tests.layerstore.chunked import zstd_chunked
+from tests.layerstore.registry.partial import BEFORE, pulled, served_as
 from tests.layerstore.registry.served import Served, serving
 
 HASTE = Patience(timeout_s=20, attempts=2, wait_s=0.01)
@@ -48,6 +50,15 @@ def served() -> Iterator[Served]:
 def access() -> Access:
     """Without TLS; it tries again soon, and waits as long as a busy machine may need."""
     return Access(insecure=True, patience=Patience(timeout_s=30, attempts=3, wait_s=0.01))
+
+
+@pytest.fixture
+def before(served: Served, root: Path, access: Access) -> None:
+    """A store that has the image before."""
+    served_as(served, "before", BEFORE, zstd_chunked)
+    pulled(root, served, "before", access)
+    assert not served.sent("range")  # nothing can be left out
+    served.sent_bytes = 0
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -19,96 +18,29 @@ from layerstore.errors import StoreError
 from layerstore.registry import parts
 from layerstore.registry.access import Access
 from layerstore.registry.images import pull
-from layerstore.registry.pull import Traffic
-from layerstore.store import Image, Store
-from tests.layerstore.archives import Item, digest_of, folder, hard_link, symlink, tar_of
+from layerstore.store import Store
+from tests.layerstore.archives import digest_of
 from tests.layerstore.chunked import NEW, OLD, Change, layout_with, zstd_chunked
+from tests.layerstore.registry.partial import (
+    AFTER,
+    CHANCE,
+    CONTENT,
+    MISSING,
+    Writer,
+    changed,
+    is_as_whole,
+    pulled,
+    served_as,
+    tree,
+)
 from tests.layerstore.registry.served import Handler, Request, Served, multipart, serving, spans_of
 from tests.layerstore.stores import litter, problems
-
-_CHANCE = random.Random(1)
-CONTENT = {f"etc/f{number}": _CHANCE.randbytes(9_000 + 100 * number) for number in range(40)}
-CHANGED = {name: _CHANCE.randbytes(7_000) for name in ("etc/f3", "etc/f4", "etc/f20")}
-TWICE = _CHANCE.randbytes(30_000)
-
-Writer = Callable[..., tuple[bytes, dict[str, str]]]
-
-
-def tree(content: dict[str, bytes]) -> bytes:
-    """A layer with everything that a layer may have."""
-    files = [Item(name, data, mtime=1.5, xattrs={"user.x": "y"}) for name, data in content.items()]
-    return tar_of(
-        [
-            folder("etc"),
-            *files[:20],
-            symlink("etc/link", "f1"),
-            hard_link("etc/hard", "etc/f2"),
-            Item("etc/small", b"small"),
-            Item("etc/empty"),
-            *files[20:],
-            Item(".wh.gone"),
-            folder("last"),
-        ]
-    )
-
-
-BEFORE = tree(CONTENT)
-AFTER = tree(CONTENT | CHANGED | {"etc/twice": TWICE, "etc/again": TWICE})
-MISSING = sum(map(len, CHANGED.values())) + len(TWICE)
-
-
-def served_as(served: Served, tag: str, tar: bytes, write: Writer, **options: Any) -> bytes:
-    """Serve an image of one layer; returns its blob."""
-    blob, annotations = write(tar, **options)
-    served.add(layout_with([(tar, blob, annotations)]), tag)
-    return blob
-
-
-def pulled(
-    root: Path, served: Served, tag: str, access: Access, **options: Any
-) -> tuple[Image, Traffic]:
-    traffic = Traffic()
-    with Store.open(str(root), create=True) as store:
-        reference = f"{served.name}/a:{tag}"
-        image = pull(store, reference, access=access, traffic=traffic, **options)
-    assert problems(root) == []
-    assert litter(root) == []
-    return image, traffic
-
-
-def indexes(root: Path) -> dict[str, bytes]:
-    """All that is in the store of layers and images, but for their tars' splits' compression."""
-    found = [*(root / "layers").iterdir(), *(root / "images").iterdir()]
-    return {path.name: path.read_bytes() for path in found}
-
-
-def is_as_whole(root: Path, served: Served, image: Image, access: Access, other: Path) -> None:
-    """Compare a store with one that was filled without tables of contents."""
-    pulled(other, served, "before", access, partial=False)
-    whole, traffic = pulled(other, served, "after", access, partial=False)
-    assert traffic.fetched == traffic.total
-    assert (image.id, image.chain_id, image.manifest) == (whole.id, whole.chain_id, whole.manifest)
-    assert indexes(root) == indexes(other)
-    with Store.open(str(root)) as store, Store.open(str(other)) as there:
-        assert list(store.objects()) == list(there.objects())
-        with store.layer_tar(digest_of(AFTER)) as tar:
-            assert tar.read() == AFTER
-
 
 FORMS: list[Any] = [
     pytest.param(zstd_chunked, {}, id="zstd"),
     pytest.param(zstd_chunked, {"prefix": OLD}, id="old zstd"),
     pytest.param(zstd_chunked, {"split": True}, id="tar-split"),
 ]
-
-
-@pytest.fixture
-def before(served: Served, root: Path, access: Access) -> None:
-    """A store that has the image before."""
-    served_as(served, "before", BEFORE, zstd_chunked)
-    pulled(root, served, "before", access)
-    assert not served.sent("range")  # nothing can be left out
-    served.sent_bytes = 0
 
 
 @pytest.mark.usefixtures("before")
@@ -169,7 +101,7 @@ def test_whole_where_that_is_wanted(
 
 @pytest.mark.usefixtures("before")
 def test_whole_where_little_is_there(served: Served, root: Path, access: Access) -> None:
-    other = {name: _CHANCE.randbytes(9000) for name in CONTENT}
+    other = {name: CHANCE.randbytes(9000) for name in CONTENT}
     blob = served_as(served, "other", tree(other | {"etc/f1": CONTENT["etc/f1"]}), zstd_chunked)
     _, traffic = pulled(root, served, "other", access)
     assert len(served.sent("range")) == 1
@@ -194,16 +126,6 @@ def payload(table: dict[str, Any], name: str) -> dict[str, Any]:
     """The entry of a file."""
     (found,) = [one for one in table["entries"] if one["name"] == name]
     return dict(found)
-
-
-def changed(name: str, **values: Any) -> Change:
-    """Changes an entry of a table."""
-
-    def change(table: dict[str, Any]) -> None:
-        (found,) = [one for one in table["entries"] if one["name"] == name]
-        found.update(values)
-
-    return change
 
 
 def another(table: dict[str, Any]) -> None:
