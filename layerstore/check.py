@@ -36,7 +36,7 @@ class Need:
     names of the images that have it."""
 
     size: int | None = None
-    images: list[str] = field(default_factory=list)
+    images: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Survey:
     indexes: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
     chains: list[str] = field(default_factory=list)
-    layers_of: dict[bytes, set[str]] = field(default_factory=dict)
+    layers_of: dict[bytes, tuple[str, ...]] = field(default_factory=dict)
     """The layers that refer to an object, by diff id."""
 
     @property
@@ -94,8 +94,9 @@ def survey(store: Store) -> Survey:
         keys = _read_split(split_path(store.root, layer.diff_id), layer, users, found)
         if keys is None:
             found.splits.append(layer.diff_id)
+        more = _Shared((layer.diff_id,))
         for key in {*(sizes or ()), *(keys or ())}:
-            found.layers_of.setdefault(key, set()).add(layer.diff_id)
+            found.layers_of[key] = more.after(found.layers_of.get(key, ()))
     for chain, digest in refs.chains().items():
         users = [image.name for image in images if image.chain_id == chain]
         path = index_path(store.root, IMAGES, chain)
@@ -141,10 +142,30 @@ def _read_split(path: bytes, layer: LayerRow, users: list[str], found: Survey) -
 
 
 def _note(sizes: dict[bytes, int] | dict[bytes, None], users: list[str], found: Survey) -> None:
+    more = _Shared(tuple(users))
     for key, size in sizes.items():
-        need = found.needs.setdefault(key, Need())
+        need = found.needs.get(key)
+        if need is None:
+            need = found.needs[key] = Need()
         need.size = need.size if size is None else size
-        need.images += [name for name in users if name not in need.images]
+        need.images = more.after(need.images)
+
+
+class _Shared:
+    """Names to be added to those that many objects have, most of them the same: one tuple for each
+    combination, where a list for each object took most of the memory."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+        self._known: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def after(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those and these."""
+        joined = self._known.get(names)
+        if joined is None:
+            joined = tuple(dict.fromkeys((*names, *self._names)))
+            self._known[names] = joined
+        return joined
 
 
 def _check_object(objects: Objects, digest: str, need: Need, content: bool) -> Iterator[Problem]:
@@ -154,11 +175,11 @@ def _check_object(objects: Objects, digest: str, need: Need, content: bool) -> I
         size = os.stat(objects.path(digest)).st_size
         if need.size is not None and size != need.size:
             what = f"object {digest} is damaged: it has {size} bytes, not {need.size}"
-            yield Problem(what, need.images, digest)
+            yield Problem(what, list(need.images), digest)
     except FileNotFoundError:
-        yield Problem(str(ObjectMissing(digest)), need.images, digest)
+        yield Problem(str(ObjectMissing(digest)), list(need.images), digest)
     except (ObjectMissing, ObjectCorrupt, OSError) as error:
-        yield Problem(str(error), need.images, digest)
+        yield Problem(str(error), list(need.images), digest)
 
 
 def check_blobs(store: Store, *, content: bool) -> Iterator[Problem]:

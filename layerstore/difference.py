@@ -14,6 +14,9 @@ from typing import NamedTuple
 from layerstore import marks
 from layerstore.index.reader import Index, Stat
 
+_RELEASE_EVERY = 1 << 13
+"""Entries after which the pages of both indexes are given back, some 4 MB."""
+
 ADDED, CHANGED, DELETED = "A", "C", "D"
 
 _TYPES = {
@@ -50,6 +53,7 @@ class _Comparison:
         self._old = old
         self._new = new
         self._found: dict[bytes, Change] = {}
+        self._count = 0
 
     def run(self) -> list[Change]:
         waiting: list[tuple[bytes, int | None, int]] = [
@@ -60,6 +64,10 @@ class _Comparison:
         while waiting:
             path, before, now = waiting.pop()
             waiting += self._directory(path, before, now)
+            if self._count >= _RELEASE_EVERY:
+                self._count = 0
+                self._old.release()
+                self._new.release()
         self._spread()
         return sorted(self._found.values(), key=lambda change: change.path.split(b"/"))
 
@@ -70,6 +78,7 @@ class _Comparison:
         left = _entries(self._old, before)
         below: list[tuple[bytes, int | None, int]] = []
         for name, nid, _ in self._new.entries(now):
+            self._count += 1
             known = left.pop(name, None)
             child = path + b"/" + name
             status = self._new.stat(nid)

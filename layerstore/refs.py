@@ -300,6 +300,11 @@ class Refs:
         """XXH3 (64 bits) of the objects that have one, by the 32 bytes of the digest."""
         return dict(self._db.execute("SELECT object, xxh3 FROM checksums").fetchall())
 
+    def checksum_keys(self) -> Iterator[bytes]:
+        """The 32 bytes of the digest of each object that has one, in order."""
+        for (key,) in self._db.execute("SELECT object FROM checksums ORDER BY object"):
+            yield key
+
     def set_checksums(self, checksums: Iterable[tuple[bytes, bytes]]) -> None:
         """Note XXH3 sums of objects, by the 32 bytes of the digest. Inside a transaction.
 

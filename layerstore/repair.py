@@ -219,7 +219,7 @@ class _Repair:
         )
         layers = {*found.indexes, *found.splits}
         for digest in wanted:
-            layers |= found.layers_of.get(bytes.fromhex(digest[7:]), set())
+            layers.update(found.layers_of.get(bytes.fromhex(digest[7:]), ()))
         if not sources or not (wanted or layers):
             return
         staging = _Harvest(self._objects, self._session.objects)

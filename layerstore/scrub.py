@@ -62,7 +62,7 @@ def scrub(
         except (ObjectCorrupt, OSError) as error:
             need = survey.needs.get(key, check.Need())
             _quarantine(store, objects, digest)
-            yield Problem(f"{error}; it is in quarantine", need.images, digest)
+            yield Problem(f"{error}; it is in quarantine", list(need.images), digest)
             continue
         if sums is not None and sums != known.get(key):
             fresh.append((key, sums))

@@ -207,6 +207,9 @@ def read_split(path: bytes) -> Split:
     """
     with open(path, "rb", buffering=0) as file:
         reader = SplitReader(file, path)
-        digests_found = {part.digest for part in reader.records() if isinstance(part, Content)}
-    objects = {bytes.fromhex(digests.hex_of(digest)) for digest in digests_found}
+        objects = {
+            bytes.fromhex(digests.hex_of(part.digest))
+            for part in reader.records()
+            if isinstance(part, Content)
+        }
     return Split(reader.diff_id, reader.size, objects)

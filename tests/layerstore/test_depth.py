@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,3 +63,33 @@ def test_the_image_indexes_are_of_one_size(root: Path) -> None:
     contents = [Path(os.fsdecode(image.image_index)).read_bytes() for image in images]
     assert contents[0] == contents[1] == contents[2]
     assert [len(image.layers) for image in images] == list(DEPTHS)
+
+
+def test_more_layers_than_descriptors(tmp_path: Path) -> None:
+    """A process may have 1,024 of them, in some containers 256; an index that is open takes two."""
+    depth = 700
+    layers = [
+        tar_of([Item(f"d/f{number}", b"%d" % number * 300), Item(f"d/.wh.f{number - 1}")])
+        for number in range(depth)
+    ]
+    archive = layout_of(layers, compress="").archive(tmp_path / "image.tar")
+
+    def store(*words: str) -> None:
+        command = ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh", sys.executable, "-m", "layerstore"]
+        command += ["--root", str(tmp_path / "store"), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    store("import", archive, "--tag", "deep")
+    store("fsck")
+    store("export", "deep", f"oci-archive:{tmp_path}/out.tar")
+    store("export", "deep", f"docker-archive:{tmp_path}/docker.tar")
+    store("checkout", "deep", str(tmp_path / "tree"))
+    store("diff", "deep", "deep")
+    assert os.listdir(tmp_path / "tree" / "d") == [f"f{depth - 1}"]
+    options = parse_mount_options([], image="deep", store_root=str(tmp_path / "store"))
+    overlay = mount.build(options)
+    overlay.close()
+    store("rm", "deep")
+    with Store.open(str(tmp_path / "store")) as opened_store:
+        assert list(opened_store.objects()) == []
