@@ -18,7 +18,7 @@ from layerstore.export.layers import Compression, LayerBlobs
 from layerstore.export.layout import Blobs, LayoutArchive, add_image, known_layout, new_layout
 from layerstore.export.output import locked, new_directory, new_file, parent_of
 from layerstore.export.root import is_whole, root_tar
-from layerstore.export.tree import TreeWriter
+from layerstore.export.tree import write_tree
 from layerstore.importer import Progress
 from layerstore.index.reader import Index
 from layerstore.objects import Objects
@@ -170,7 +170,7 @@ class Exporter:
         if self._compression is not None and self._compression.method != "none":
             raise StoreError("dir: holds plain files: leave --compress out")
         with new_directory(destination.path) as directory:
-            TreeWriter(image.merged, self._objects, directory, destination.path).write()
+            write_tree(image.merged, self._objects, directory, destination.path)
 
 
 @contextlib.contextmanager
