@@ -19,18 +19,19 @@ _RELEASE_EVERY = 1 << 13
 
 ADDED, CHANGED, DELETED = "A", "C", "D"
 
-_TYPES = {
+TYPES = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "directory",
     stat.S_IFLNK: "symlink",
     stat.S_IFCHR: "character device",
     stat.S_IFBLK: "block device",
     stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
 }
 
 
 class Change(NamedTuple):
-    """`kind` is A, C or D; `path` is absolute in the image; `type` is that of the object, or of what
+    """`kind` is A, C or D; `path` is absolute in the tree; `type` is that of the object, or of what
     was deleted."""
 
     kind: str
@@ -94,14 +95,14 @@ class _Comparison:
         return below
 
     def _note(self, kind: str, path: bytes, status: Stat) -> None:
-        self._found[path] = Change(kind, path or b"/", _TYPES[stat.S_IFMT(status.mode)])
+        self._found[path] = Change(kind, path or b"/", TYPES[stat.S_IFMT(status.mode)])
 
     def _spread(self) -> None:
         """A directory in which something changed has changed."""
         for path in list(self._found):
             parent = os.path.dirname(path)
             while parent not in (b"", b"/") and parent not in self._found:
-                self._found[parent] = Change(CHANGED, parent, _TYPES[stat.S_IFDIR])
+                self._found[parent] = Change(CHANGED, parent, TYPES[stat.S_IFDIR])
                 parent = os.path.dirname(parent)
 
     def _differ(self, old: int, new: int) -> bool:

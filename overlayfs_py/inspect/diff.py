@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+from layerstore.difference import ADDED, CHANGED, DELETED, TYPES, Change
 from overlayfs_py import mountinfo
 from overlayfs_py.errors import UserError
 from overlayfs_py.inspect import needs, open_stack
@@ -20,28 +21,7 @@ from overlayfs_py.inspect.stack import ABSENT, LOWER, UPPER, Piece, Shown, Stack
 from overlayfs_py.layers.layer import Layer
 from overlayfs_py.layers.tree import DT_WHT
 
-ADDED, CHANGED, DELETED = "A", "C", "D"
-
-_TYPES = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFCHR: "character device",
-    stat.S_IFBLK: "block device",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-}
 _COMPARED_AT_ONCE = 1 << 20
-
-
-class Change(NamedTuple):
-    """`kind` is A, C or D; `path` is absolute in the union; `type` is that of the object, or of
-    what was deleted.
-    """
-
-    kind: str
-    path: bytes
-    type: str
 
 
 @dataclass(slots=True)
@@ -260,7 +240,7 @@ def _kind(piece: Piece, parent_merges: bool) -> str:
 
 def type_of(mode: int) -> str:
     """A word for the type in st_mode."""
-    return _TYPES.get(stat.S_IFMT(mode), "unknown")
+    return TYPES.get(stat.S_IFMT(mode), "unknown")
 
 
 __all__ = ["ADDED", "CHANGED", "DELETED", "LOWER", "UPPER", "Change", "Diff", "diff", "type_of"]

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from layerstore.errors import IndexCorrupt, StoreError
+from layerstore.errors import StoreError
 from layerstore.index.reader import Index
 from layerstore.oci.limits import Limits
 from layerstore.oci.tar import TarReader
@@ -41,6 +41,7 @@ from tests.layerstore.archives import (
     zstandard_of,
 )
 from tests.layerstore.stores import BASE, TOP, litter, problems
+from tests.layerstore.trees import read_all
 
 SECONDS_MAX = 20
 """For one input, on a busy machine."""
@@ -114,7 +115,7 @@ class Fuzzer:
         path = self.home / "index"
         path.write_bytes(data)
         with Index(os.fsencode(path)) as index:
-            _read_all(index)
+            read_all(index, b"etc")
             for _ in range(3):
                 index.stat(self.chance.getrandbits(self.chance.choice((8, 16, 40, 64))))
 
@@ -241,29 +242,6 @@ class _Bytes:
         found = self._data[self._at : self._at + size]
         self._at += len(found)
         return found
-
-
-def _read_all(index: Index) -> None:
-    """Everything that can be reached, each inode once, however the tree hangs together."""
-    seen: set[int] = set()
-    waiting = [index.root_nid]
-    while waiting and len(seen) < 2000:
-        nid = waiting.pop()
-        if nid in seen:
-            continue
-        seen.add(nid)
-        try:
-            mode = index.stat(nid).mode
-            index.xattrs(nid)
-            if stat.S_ISLNK(mode):
-                index.readlink(nid)
-            elif stat.S_ISREG(mode):
-                index.content(nid)
-            elif stat.S_ISDIR(mode):
-                index.lookup(nid, b"etc")
-                waiting += [child for _, child, _ in index.entries(nid)]
-        except IndexCorrupt:
-            continue
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from layerstore.index.packing import can_store_xattr
 from layerstore.index.reader import Index, Inline, Object, Sparse
 from layerstore.index.tree import Node, Tree, directory
 from layerstore.index.writer import write_index
-from tests.layerstore.trees import plain_index, plain_node, trees
+from tests.layerstore.trees import plain_index, plain_node, read_all, trees
 
 
 def examples(number: int) -> settings:
@@ -283,30 +283,6 @@ def small_image() -> bytes:
 SMALL = small_image()
 
 
-def read_all(index: Index) -> None:
-    """Read everything that can be reached, each inode once, however the tree hangs together."""
-    seen: set[int] = set()
-    waiting = [index.root_nid]
-    while waiting and len(seen) < 2000:
-        nid = waiting.pop()
-        if nid in seen:
-            continue
-        seen.add(nid)
-        try:
-            mode = index.stat(nid).mode
-            index.xattrs(nid)
-            if stat.S_ISLNK(mode):
-                index.readlink(nid)
-            elif stat.S_ISREG(mode):
-                index.content(nid)
-            elif stat.S_ISDIR(mode):
-                index.lookup(nid, b"entry-7")
-                index.lookup(nid, b"zzz")
-                waiting += [child for _, child, _ in index.entries(nid)]
-        except IndexCorrupt:
-            continue
-
-
 @given(st.data())
 @examples(300)
 def test_damage_is_named_or_harmless(tmp_path: Path, data: st.DataObject) -> None:
@@ -322,7 +298,7 @@ def test_damage_is_named_or_harmless(tmp_path: Path, data: st.DataObject) -> Non
     path = tmp_path / "index"
     path.write_bytes(damaged)
     with suppress(IndexCorrupt), Index(os.fsencode(path)) as index:
-        read_all(index)
+        read_all(index, b"entry-7", b"zzz")
         for nid in data.draw(st.lists(st.integers(0, 2**64 - 1), max_size=5)):
             with suppress(IndexCorrupt):
                 index.stat(nid)

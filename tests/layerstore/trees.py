@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from layerstore.errors import IndexCorrupt
 from layerstore.index.reader import Index, Inline, Object, Sparse
 from layerstore.index.tree import Node
 
@@ -185,3 +186,31 @@ def plain_index(index: Index) -> dict[bytes, Plain]:
     for plain in found.values():
         plain["same"] = smallest[plain["same"]]
     return found
+
+
+def read_all(index: Index, *names: bytes) -> None:
+    """Read everything that can be reached, each inode once, however the tree hangs together.
+
+    Args:
+        names: looked up in every directory.
+    """
+    seen: set[int] = set()
+    waiting = [index.root_nid]
+    while waiting and len(seen) < 2000:
+        nid = waiting.pop()
+        if nid in seen:
+            continue
+        seen.add(nid)
+        try:
+            mode = index.stat(nid).mode
+            index.xattrs(nid)
+            if stat.S_ISLNK(mode):
+                index.readlink(nid)
+            elif stat.S_ISREG(mode):
+                index.content(nid)
+            elif stat.S_ISDIR(mode):
+                for name in names:
+                    index.lookup(nid, name)
+                waiting += [child for _, child, _ in index.entries(nid)]
+        except IndexCorrupt:
+            continue
