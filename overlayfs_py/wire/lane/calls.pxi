@@ -37,9 +37,6 @@ cdef extern from "<stdio.h>" nogil:
     int renameat2(int old_fd, const char *old, int new_fd, const char *new, unsigned int flags)
     int RENAME_NOREPLACE
 
-cdef extern from "<sys/xattr.h>" nogil:
-    int lsetxattr(const char *path, const char *name, const void *value, size_t size, int flags)
-
 cdef extern from "<sys/syscall.h>" nogil:
     int SYS_getdents64
 

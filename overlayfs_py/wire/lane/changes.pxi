@@ -331,7 +331,9 @@ cdef int answer_setattr(State *lane, int fd, InHeader *header, char *body, size_
     valid = wanted.valid & ~<uint32_t>(SET_FH | SET_LOCKOWNER | SET_CTIME | SET_KILL_SUIDGID)
     entry = &node.dir.entries[node.entry]
     # An order of nothing is one to clear privileges, for which the caller counts.
-    if not valid or valid & ~known or not (entry.type == DT_REG or entry.type == DT_DIR):
+    if not valid or valid & ~known or not (entry.type == DT_REG or entry.type == DT_DIR or entry.type == DT_LNK):
+        return PYTHON
+    if valid & SET_MODE and entry.type == DT_LNK:
         return PYTHON
     if valid & SET_SIZE and (entry.type != DT_REG or wanted.size >> 63):
         return PYTHON

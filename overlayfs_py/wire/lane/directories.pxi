@@ -51,13 +51,11 @@ cdef bint has_plain_marks(State *lane, Part *part, const char *path) noexcept no
     if llistxattr(proc, names, sizeof(names)) != <ssize_t>length or memcmp(names, lane.opaque, length) != 0:
         return False
     # Another value says that there are whiteouts among its files.
-    return lgetxattr(proc, lane.opaque, value, sizeof(value)) == 1 and value[0] == c"y"
+    return get_xattr(part, path, lane.opaque, value, sizeof(value)) == 1 and value[0] == c"y"
 
 
 cdef bint set_opaque(State *lane, Part *part, const char *path) noexcept nogil:
-    cdef char proc[PATH_ROOM + 64]
-    snprintf(proc, sizeof(proc), "/proc/self/fd/%d/%s", part.root_fd, path)
-    return lsetxattr(proc, lane.opaque, b"y", 1, 0) == 0
+    return set_xattr(part, path, lane.opaque, b"y", 1)
 
 
 # Where they are, and what is in them

@@ -91,7 +91,6 @@ cdef int _getxattr(State *lane, int fd, InHeader *header, char *body, size_t siz
     """Of a real file only what it does not have: ACLs and capabilities are asked for all the time."""
     cdef Node *node = <Node *>map_get(&lane.nodes, header.nodeid)
     cdef char path[PATH_ROOM]
-    cdef char proc[PATH_ROOM + 64]
     cdef char *name
     cdef Entry *entry
     cdef Part *part
@@ -108,9 +107,12 @@ cdef int _getxattr(State *lane, int fd, InHeader *header, char *body, size_t siz
         return _getxattr_of_image(lane, fd, header, node, name, (<GetxattrIn *>body).size)
     if _is_policy(name):
         return PYTHON
+    if entry.upper and _same(name, "security.capability"):
+        # It had none when it was made or first met, and Python would know of one since.
+        _reply(lane, fd, header, 0, ENODATA)
+        return ANSWERED
     path_of(part, node.dir.names + entry.name, entry.length, path)
-    snprintf(proc, sizeof(proc), "/proc/self/fd/%d/%s", part.root_fd, path)
-    if lgetxattr(proc, name, NULL, 0) >= 0 or errno != ENODATA:
+    if get_xattr(part, path, name, NULL, 0) >= 0 or errno != ENODATA:
         # That there is a capability is noted by Python: see wire/device/killpriv.
         return PYTHON
     _reply(lane, fd, header, 0, ENODATA)

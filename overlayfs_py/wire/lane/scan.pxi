@@ -32,6 +32,7 @@ cdef extern from "<dirent.h>" nogil:
 cdef extern from "<sys/xattr.h>" nogil:
     ssize_t llistxattr(const char *path, char *list, size_t size)
     ssize_t lgetxattr(const char *path, const char *name, void *value, size_t size)
+    int lsetxattr(const char *path, const char *name, const void *value, size_t size, int flags)
     ssize_t fgetxattr(int fd, const char *name, void *value, size_t size)
 
 cdef extern from "<stdio.h>" nogil:
@@ -51,7 +52,9 @@ cdef extern from *:
     uint32_t LANE_CTIME_NS(struct_stat status) nogil
 
 cdef enum:
-    SYS_LISTXATTRAT = 465   # on every architecture
+    SYS_SETXATTRAT = 463    # Linux 6.13, on every architecture
+    SYS_GETXATTRAT = 464
+    SYS_LISTXATTRAT = 465
     PATH_ROOM = 4500
     STEP_MAX = 3700     # of the path of a directory; a name comes after it, /proc/self/fd/N/ before it
 
@@ -155,22 +158,60 @@ cdef bint _add_below(Dir *dir, Entry *entry, uint32_t part_number, uint8_t type)
     return True
 
 
-cdef bint _listxattrat_missing = False
+cdef bint _xattrat_missing = False
+
+
+cdef struct XattrArgs:      # struct xattr_args
+    uint64_t value
+    uint32_t size
+    uint32_t flags
 
 
 cdef bint marked(Part *part, const char *path) noexcept nogil:
     """Whether a file has any xattr at all, or that cannot be told: its marks are Python's to judge."""
-    global _listxattrat_missing
+    global _xattrat_missing
     cdef char proc[PATH_ROOM + 64]
     cdef ssize_t count
-    if not _listxattrat_missing:
-        # Linux 6.13; a path through /proc costs 2 us more.
+    if not _xattrat_missing:
+        # A path through /proc costs 2 us more.
         count = syscall(SYS_LISTXATTRAT, part.root_fd, path, AT_SYMLINK_NOFOLLOW, NULL, 0)
         if count >= 0 or errno != ENOSYS:
             return count != 0
-        _listxattrat_missing = True
+        _xattrat_missing = True
     snprintf(proc, sizeof(proc), "/proc/self/fd/%d/%s", part.root_fd, path)
     return llistxattr(proc, NULL, 0) != 0
+
+
+cdef ssize_t get_xattr(Part *part, const char *path, const char *name, void *value, uint32_t size) noexcept nogil:
+    """lgetxattr(2) of what is at a path."""
+    global _xattrat_missing
+    cdef char proc[PATH_ROOM + 64]
+    cdef XattrArgs args
+    cdef ssize_t count
+    if not _xattrat_missing:
+        args.value, args.size, args.flags = <uint64_t>value, size, 0
+        count = syscall(SYS_GETXATTRAT, part.root_fd, path, AT_SYMLINK_NOFOLLOW, name, &args, sizeof(XattrArgs))
+        if count >= 0 or errno != ENOSYS:
+            return count
+        _xattrat_missing = True
+    snprintf(proc, sizeof(proc), "/proc/self/fd/%d/%s", part.root_fd, path)
+    return lgetxattr(proc, name, value, size)
+
+
+cdef bint set_xattr(Part *part, const char *path, const char *name, const char *value, uint32_t size) noexcept nogil:
+    """lsetxattr(2) of what is at a path; False: it failed."""
+    global _xattrat_missing
+    cdef char proc[PATH_ROOM + 64]
+    cdef XattrArgs args
+    if not _xattrat_missing:
+        args.value, args.size, args.flags = <uint64_t>value, size, 0
+        if syscall(SYS_SETXATTRAT, part.root_fd, path, AT_SYMLINK_NOFOLLOW, name, &args, sizeof(XattrArgs)) == 0:
+            return True
+        if errno != ENOSYS:
+            return False
+        _xattrat_missing = True
+    snprintf(proc, sizeof(proc), "/proc/self/fd/%d/%s", part.root_fd, path)
+    return lsetxattr(proc, name, value, size, 0) == 0
 
 
 cdef bint part_path(Part *part, const char *path, size_t length, const char *name, size_t name_length) noexcept nogil:

@@ -115,6 +115,8 @@ class Steps:
             return makes[kind](node, name)
         if kind == "chmod":
             return twin.chmod(node, 0o710)
+        if kind == "own":
+            return twin.own(below.id, 5) if isinstance(below, Told) else below
         if kind == "setxattr":
             return twin.setxattr(node, b"user.x", b"value")
         assert kind == "statx"
@@ -141,7 +143,7 @@ class Steps:
 
 KINDS = [
     *(["mkdir"] * 6 + ["rmdir"] * 4 + ["symlink"] * 3 + ["unlink"] * 2 + ["rename"] * 5),
-    *("mknod", "chmod", "setxattr", "statx", "forget", "forget", "hold", "of_held"),
+    *("mknod", "chmod", "own", "own", "setxattr", "statx", "forget", "forget", "hold", "of_held"),
     *("opendir", "read_on", "fsyncdir"),
 ]
 steps = st.tuples(
@@ -368,6 +370,21 @@ def test_a_directory_that_python_renames_takes_the_lanes_with_it(tmp_path: Path)
             assert not twin.rename(below.id, b"link", below.id, b"other")
         assert twin.line.dispatch.known == known
         assert sorted(os.listdir(twin.upper / "replaced/below")) == ["deeper", "other"]
+
+
+def test_owners_and_times_of_what_is_in_the_upper_are_set(tmp_path: Path) -> None:
+    with laned(tmp_path) as twin:
+        with all_answered(twin):
+            top = made(twin.mkdir(ROOT, b"new"))
+            link = made(twin.symlink(top.id, b"link"))
+            for node in (link, top):
+                assert not twin.own(node.id, 5)
+                assert twin.attributes(node.id)[12] == 5
+            assert not twin.chmod(top.id, 0o711)
+        for path, mode in (("new", 0o711), ("new/link", 0o777)):
+            status = real(twin, path)
+            assert (stat.S_IMODE(status.st_mode), status.st_gid) == (mode, 5)
+            assert status.st_mtime_ns == 1_100_000_000_000_000_009
 
 
 def test_python_takes_a_directory_over_with_all_above_it(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from tests.wire.device.line import Line
 
 OPAQUE, REDIRECT = "trusted.overlay.opaque", "trusted.overlay.redirect"
 _VALUES_COUNT = {OPAQUE, REDIRECT, "user.x", "trusted.overlay.impure"}
+_NOW_NS = 1_200_000_000_000_000_000
+"""Times before this were set by somebody."""
 _UNKNOWN = 4000
 """An opcode that nobody knows."""
 
@@ -151,6 +153,12 @@ class Twin:
         body = protocol.SETATTR_IN.pack(1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, mode, 0, 0, 0, 0)
         return self.ask(Opcode.SETATTR, node, body).error
 
+    def own(self, node: int, gid: int) -> int:
+        """Give a node to another group, and set its times."""
+        valid, times = 1 << 2 | 1 << 4 | 1 << 5, (1_000_000_000, 1_100_000_000, 0, 7, 9, 0)
+        body = protocol.SETATTR_IN.pack(valid, 0, 0, 0, 0, *times, 0, 0, 0, gid, 0)
+        return self.ask(Opcode.SETATTR, node, body).error
+
     def setxattr(self, node: int, name: bytes, value: bytes) -> int:
         body = protocol.SETXATTR_EXT_IN.pack(len(value), 0, 0, 0) + name + b"\0" + value
         return self.ask(Opcode.SETXATTR, node, body).error
@@ -203,6 +211,7 @@ class Twin:
                     "nlink": status.st_nlink,
                     "owner": (status.st_uid, status.st_gid),
                     "xattrs": xattrs,
+                    "set": status.st_mtime_ns if status.st_mtime_ns < _NOW_NS else None,
                     "target": os.readlink(path) if stat.S_ISLNK(status.st_mode) else None,
                 }
         return found
