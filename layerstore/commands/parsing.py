@@ -36,7 +36,13 @@ class Commands:
         )
 
     def add(
-        self, name: str, function: Function, summary: str, **more: Any
+        self,
+        name: str,
+        function: Function,
+        summary: str,
+        *,
+        epilog: str | None = None,
+        **more: Any,
     ) -> argparse.ArgumentParser:
         """Add a command; returns its parser, for its arguments.
 
@@ -44,8 +50,11 @@ class Commands:
             name: of the command.
             function: what it does.
             summary: what it does, in a few words that start with a small letter.
+            epilog: what its help ends with, in these lines.
             more: for `ArgumentParser`.
         """
+        if epilog is not None:
+            more |= {"epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
         made: argparse.ArgumentParser = self._subparsers.add_parser(
             name,
             help=summary,

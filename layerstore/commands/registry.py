@@ -27,7 +27,6 @@ def add(commands: Commands) -> None:
         _pull,
         "bring an image from a registry into the store",
         epilog=_REFERENCES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     one.add_argument("reference", metavar="REFERENCE")
     one.add_argument("--tag", "-t", metavar="NAME[:TAG]", help="the name it gets")
@@ -54,7 +53,6 @@ def add(commands: Commands) -> None:
         _push,
         "copy an image into a registry",
         epilog=_REFERENCES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     one.add_argument("image", metavar="IMAGE")
     one.add_argument("reference", metavar="REFERENCE")
@@ -97,7 +95,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=_jobs,
         default=6,
-        help="how many layers at a time (default: 6)",
+        help="how many layers, or ranges of them, at a time (default: 6)",
     )
 
 

@@ -43,7 +43,6 @@ def add(commands: Commands) -> None:
         _import,
         "bring an image into the store",
         epilog=_SOURCES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     one.add_argument("source", metavar="SOURCE")
     one.add_argument("--tag", "-t", metavar="NAME[:TAG]", help="the name it gets")
@@ -53,7 +52,6 @@ def add(commands: Commands) -> None:
         _export,
         "write an image to a file or a directory",
         epilog=_DESTINATIONS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     one.add_argument("image", metavar="IMAGE")
     one.add_argument("destination", metavar="DESTINATION")

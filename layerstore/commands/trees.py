@@ -57,7 +57,6 @@ def add(commands: Commands) -> None:
         _checkout,
         "write the tree of an image into a directory",
         epilog=_MODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     one.add_argument("image", metavar="IMAGE")
     one.add_argument("directory", metavar="DIR", help="new, or empty")

@@ -11,6 +11,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 from urllib.parse import urlencode
 
 import httpx
@@ -40,6 +41,14 @@ class Answer:
     headers: httpx.Headers
     content: bytes
     url: httpx.URL
+
+
+class RequestOptions(TypedDict, total=False):
+    """The options of `Registry.request_once`."""
+
+    accept: Sequence[int]
+    headers: Mapping[str, str] | None
+    content: Content | bytes | None
 
 
 class Registry:
@@ -102,29 +111,16 @@ class Registry:
     # --- requests
 
     async def request(
-        self,
-        method: str,
-        url: httpx.URL,
-        *,
-        accept: Sequence[int] = (200,),
-        headers: Mapping[str, str] | None = None,
-        content: Content | bytes | None = None,
+        self, method: str, url: httpx.URL, **options: Unpack[RequestOptions]
     ) -> Answer:
-        """Send a request and read its answer whole, again while the failure may pass.
-
-        Args:
-            method, url, headers, content: of the request; the length of a content that is not
-                bytes is in the headers.
-            accept: the statuses that are an answer.
+        """As `request_once`, again while the failure may pass.
 
         Raises:
             NotThere, Denied, RegistryError: there is no such answer.
         """
 
         async def attempt() -> Answer:
-            return await self.request_once(
-                method, url, accept=accept, headers=headers, content=content
-            )
+            return await self.request_once(method, url, **options)
 
         return await self.patience.keep_trying(attempt)
 
@@ -137,10 +133,16 @@ class Registry:
         headers: Mapping[str, str] | None = None,
         content: Content | bytes | None = None,
     ) -> Answer:
-        """As `request`, without trying again.
+        """Send a request and read its answer whole.
+
+        Args:
+            method, url, headers, content: of the request; the length of a content that is not
+                bytes is in the headers.
+            accept: the statuses that are an answer.
 
         Raises:
             Interruption: it failed in a way that may pass.
+            NotThere, Denied, RegistryError: there is no such answer.
         """
         async with self.exchange(method, url, headers=headers, content=content) as response:
             data = await self.transport.read_whole(response)

@@ -1,4 +1,5 @@
-"""`tools/fuzz store`: damaged tars, archives, layouts and indexes to their readers, and to whole imports.
+"""`tools/fuzz store`: damaged tars, archives, layouts, tables of contents and indexes to their readers, and to whole
+imports.
 
 What comes out is a `StoreError` of one line that names the file, or a result, within time and memory; an import that
 failed has left nothing in the store, and what was imported is in order.
@@ -30,7 +31,7 @@ from layerstore.index.reader import Index
 from layerstore.oci.limits import Limits
 from layerstore.oci.tar import TarReader
 from layerstore.store import Store
-from tests.layerstore import mutate
+from tests.layerstore import fuzz_toc, mutate
 from tests.layerstore.archives import (
     Item,
     Layout,
@@ -71,9 +72,11 @@ class Fuzzer:
         self._imports = 0
         self._root = home / "store-0"
         self._index = self._good_index()
+        self._objects = home / "good" / "objects"
         self.targets: dict[str, Callable[[], None]] = {
             "tar": self.tar,
             "index": self.index,
+            "toc": self.toc,
             "import": self.image,
         }
 
@@ -118,6 +121,9 @@ class Fuzzer:
             read_all(index, b"etc")
             for _ in range(3):
                 index.stat(self.chance.getrandbits(self.chance.choice((8, 16, 40, 64))))
+
+    def toc(self) -> None:
+        fuzz_toc.one(self.chance, self._objects, LIMITS)
 
     def image(self) -> None:
         """Import into a store that has an image already."""
@@ -281,7 +287,7 @@ def run(fuzzer: Fuzzer, target: str, inputs: int) -> str:
     return ""
 
 
-SHARES = {"tar": 0.5, "index": 0.47, "import": 0.03}
+SHARES = {"tar": 0.42, "index": 0.4, "toc": 0.15, "import": 0.03}
 """Of the inputs, so that each takes about the same time."""
 
 

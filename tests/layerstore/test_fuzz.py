@@ -11,7 +11,9 @@ from layerstore.oci.tar import TarReader
 from tests.layerstore import fuzz
 
 
-@pytest.mark.parametrize(("target", "inputs"), [("tar", 5000), ("index", 4000), ("import", 60)])
+@pytest.mark.parametrize(
+    ("target", "inputs"), [("tar", 5000), ("index", 4000), ("toc", 2000), ("import", 60)]
+)
 def test_damage_is_refused_in_one_line(
     tmp_path: Path, request: pytest.FixtureRequest, target: str, inputs: int
 ) -> None:
