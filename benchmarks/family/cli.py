@@ -161,7 +161,10 @@ def _checks(directory: Path, tags: list[str], checks: list[str]) -> Iterator[Fin
 def _pulls(directory: Path) -> Iterator[Finding]:
     with scratch.working(directory) as place:
         try:
-            yield from pulls.pulls(subjects.locate(subjects.parse(goals.OURS)), place)
+            ours = subjects.locate(subjects.parse(goals.OURS))
+            names = sorted({name for pair in pulls.PAIRS for name in pair[:2]})
+            archives.lay_out_family(names, place / "layout")
+            yield from pulls.pulls(ours, place / "layout", place)
         except CannotMeasure as reason:
             raise UserError(str(reason)) from None
 

@@ -30,19 +30,21 @@ _END = 1024
 """Bytes of the mark at the end of a tar."""
 
 
-def pulls(spec: Spec, place: Path) -> Iterator[Finding]:
+def pulls(
+    spec: Spec, layout: Path, place: Path, pairs: Sequence[tuple[str, str, float | None]] = PAIRS
+) -> Iterator[Finding]:
     """Pulls each image after the one before, and says what was fetched.
 
     Args:
         spec: our own subject.
+        layout: an OCI layout with the images.
         place: an empty directory.
+        pairs: see `PAIRS`.
     """
-    names = sorted({name for pair in PAIRS for name in pair[:2]})
-    archives.lay_out_family(names, place / "layout")
     with _registry(place / "registry") as registry:
-        for name in names:
-            _push(place / "layout", name, place / "plain", registry)
-        for before, after, goal in PAIRS:
+        for name in sorted({name for pair in pairs for name in pair[:2]}):
+            _push(layout, name, place / "plain", registry)
+        for before, after, goal in pairs:
             yield _pull(Store(spec, place / after), registry, before, after, goal)
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks import oci_layout
+from benchmarks import oci_layout, subjects
 from benchmarks.errors import CannotMeasure
-from benchmarks.family import archives, disk, floor, goals, memory, trees, unpacked
+from benchmarks.family import archives, disk, floor, goals, memory, pulls, trees, unpacked
 from benchmarks.family.floor import Floor
 from layerstore.store import Store
 from tests.benchmarks.documents import document, row
+from tests.layerstore.registry.docker import needs_registry
 
 FIRST = {"a/one": b"1" * 5000, "a/two": b"2" * 100, "b/three": b"3"}
 SECOND = {"a/again": b"1" * 5000, "a/.wh.two": b"", "c/four": b"4" * 4096}
@@ -160,3 +161,15 @@ def test_the_image_of_many_entries(tmp_path: Path) -> None:
             image = store.import_image(f"oci:{tmp_path / str(layers)}")
             assert len(image.layers) == layers
             assert sum(layer.entries for layer in image.layers) == 500
+
+
+@needs_registry
+def test_what_a_pull_fetches(tmp_path: Path) -> None:
+    """Most of the second image's layer is in the first."""
+    before = {f"a/{number}": os.urandom(9000) for number in range(40)}
+    contents = {"before": [before], "after": [before | {"a/1": os.urandom(9000)}]}
+    oci_layout.write(tmp_path / "layout", contents)
+    ours = subjects.locate(subjects.parse(goals.OURS))
+    (tmp_path / "work").mkdir()
+    (found,) = pulls.pulls(ours, tmp_path / "layout", tmp_path / "work", [("before", "after", 0.2)])
+    assert found.met, found.measured
