@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from overlayfs_py import mountinfo, registry, syscalls
 from overlayfs_py.errors import UserError
-from overlayfs_py.freezing import freeze
+from overlayfs_py.freezing import freeze, thaw
 from overlayfs_py.options import PROGRAM
 from overlayfs_py.registry import Record
 
@@ -119,12 +119,21 @@ def _frozen(path: bytes, name: str) -> Iterator[None]:
             freeze(fd)
         except OSError as error:
             raise UserError(f"{name} {_why(error)}") from None
-        yield
+        try:
+            yield
+        finally:
+            # If the mount is gone, so is what held it still.
+            with contextlib.suppress(OSError):
+                thaw(fd)
 
 
 def _why(error: OSError) -> str:
     if error.errno == errno.EBUSY:
         return "is being committed by somebody else: try again when that is done"
+    if error.errno == errno.ESRCH:
+        return (
+            "is served in a process namespace that does not show this process: commit it from there"
+        )
     if error.errno in (errno.ENOTTY, errno.ENOSYS):
         return "cannot be held still (transport=pyfuse3): unmount it and use 'layerstore commit'"
     if error.errno == errno.EPERM:

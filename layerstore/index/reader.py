@@ -304,7 +304,8 @@ class Index:
         name = prefix + self._map[offset + f.XATTR_ENTRY_SIZE : value_at]
         if len(name) > f.NAME_MAX or b"\0" in name:
             raise self._corrupt(offset, f"the name of an xattr, found {name[:80]!r}")
-        found[name] = self._map[value_at:after]
+        # Of two with one name the first counts, as for the kernel.
+        found.setdefault(name, self._map[value_at:after])
         return (after + 3) & ~3
 
     def _inode(self, nid: int) -> _Inode:

@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import stat
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -251,8 +252,8 @@ def copy_file_range(
 
 
 class DirectoryHandle:
-    """An open directory: the names as they were when it was opened or rewound, so that an offset stays good while
-    names come and go, nothing shows twice, and nothing that stays is missed."""
+    """An open directory: the names as they were when it was opened or rewound, so that none of them shows twice if it
+    comes back."""
 
     __slots__ = ("_started", "listing", "node")
 
@@ -271,7 +272,7 @@ class DirectoryHandle:
 
 
 def readdir(state: State, handle: DirectoryHandle, offset: int) -> Iterator[DirectoryEntry]:
-    """The entries from `offset` on; raises Fault where listing the directory may take long."""
+    """The entries after `offset`; raises Fault where listing the directory may take long."""
     listing = handle.rows_from(state, offset)
     return _entries(state, handle.node, listing, offset)
 
@@ -283,7 +284,7 @@ def _entries(state: State, node: Node, listing: Listing, offset: int) -> Iterato
         yield DirectoryEntry(b"..", (node.parent or node).ino, DT_DIR, 2)
     by_name = breaks_links(state)
     rows = listing.rows
-    for number in range(max(0, offset - 2), len(rows)):
+    for number in range(bisect_right(listing.cookies, offset), len(rows)):
         row, position = rows[number]
         part = listing.parts[position]
         from_upper = part[0] is state.upper
@@ -292,10 +293,10 @@ def _entries(state: State, node: Node, listing: Listing, offset: int) -> Iterato
             if found is None:
                 continue
             child = adopt(state, node, row.name, found)
-            yield DirectoryEntry(row.name, child.ino, child.kind >> 12, number + 3)
+            yield DirectoryEntry(row.name, child.ino, child.kind >> 12, listing.cookies[number])
         else:
             ino = state.numbers.number(listing.device(position), row.ino)
-            yield DirectoryEntry(row.name, ino, row.type, number + 3)
+            yield DirectoryEntry(row.name, ino, row.type, listing.cookies[number])
 
 
 def readdirplus(
@@ -319,11 +320,11 @@ def _entries_plus(
     if offset <= 1:
         yield DirectoryEntry(b"..", (node.parent or node).ino, DT_DIR, 2), None
     rows = listing.rows
-    for number in range(max(0, offset - 2), len(rows)):
+    for number in range(bisect_right(listing.cookies, offset), len(rows)):
         row, _ = rows[number]
         had = known(row.name)
         if had is not None:
-            yield DirectoryEntry(row.name, row.ino, row.type, number + 3), had
+            yield DirectoryEntry(row.name, row.ino, row.type, listing.cookies[number]), had
             continue
         try:
             found = resolve(state, node, row.name)
@@ -334,7 +335,7 @@ def _entries_plus(
         except OSError as error:
             # One damaged entry must not hide the rest of its directory.
             log.warning("listing %r: %s", row.name, error)
-            yield DirectoryEntry(row.name, row.ino, row.type, number + 3), None
+            yield DirectoryEntry(row.name, row.ino, row.type, listing.cookies[number]), None
             continue
-        listed = DirectoryEntry(row.name, child.ino, child.kind >> 12, number + 3)
+        listed = DirectoryEntry(row.name, child.ino, child.kind >> 12, listing.cookies[number])
         yield listed, Entry(child, values)

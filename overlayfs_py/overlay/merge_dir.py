@@ -13,6 +13,7 @@ from collections.abc import Hashable, Iterable
 
 from overlayfs_py.layers.layer import Layer, Ref
 from overlayfs_py.layers.tree import DT_DIR, DT_WHT, Row
+from overlayfs_py.overlay.cookies import in_order
 from overlayfs_py.overlay.faults import Fault, Shared
 from overlayfs_py.overlay.node import Lower, Node
 from overlayfs_py.overlay.state import State
@@ -88,16 +89,25 @@ def listing(parts: list[tuple[Layer, Ref]], *, quiet: bool = True) -> list[tuple
 
 
 class Listing:
-    """The rows of a directory as they were at one moment, read in a verb or, where that may take long, in a fault."""
+    """The rows of a directory as they were at one moment, read in a verb or, where that may take long, in a fault.
+
+    They are in the order of `state.cookie`, which is made from their names: so the offset of one stays good in every
+    other listing of the directory, while names come and go.
+
+    Attributes:
+        cookies: of each row; the offset after it.
+    """
 
     def __init__(self, state: State, node: Node) -> None:
         self.parts = directories(state, node)
+        self.cookies: list[int] = []
+        self._cookie = state.cookie
         self._devices: list[Hashable | None] = [None] * len(self.parts)
         self.rows: list[tuple[Row, int]] = []
         self._read = Shared(self._fill)
 
     def _fill(self) -> None:
-        self.rows = listing(self.parts, quiet=False)
+        self.rows, self.cookies = in_order(listing(self.parts, quiet=False), self._cookie)
 
     def get(self) -> list[tuple[Row, int]]:
         """The rows; raises Fault the first time if reading them may take long."""

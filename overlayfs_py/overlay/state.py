@@ -16,6 +16,7 @@ from overlayfs_py.layers.layer import Layer
 from overlayfs_py.layers.place import Pinned, Place
 from overlayfs_py.layers.upper import Upper
 from overlayfs_py.overlay.config import Config
+from overlayfs_py.overlay.cookies import cookie
 from overlayfs_py.overlay.identity import ROOT_INO, Ids, InodeNumbers
 from overlayfs_py.overlay.node import Lower, Node, NodeTable, make_node
 
@@ -56,6 +57,7 @@ class State:
         syncs: whether data is made durable; nothing is on a filesystem that lives in memory.
         index_on: whether hard links of the lower layers are kept over copy-up.
         protected: letters of the mark `protattr`, by st_ino, of what is append-only or immutable; see protection.
+        cookie: says where a name is in a listing, see merge_dir.Listing; the same for as long as the union lives.
         attributes_changed: called with a node whose attributes changed beside the reply of the running verb, so
             that the transport can tell the kernel.
     """
@@ -73,6 +75,7 @@ class State:
         self.ids = Ids(config)
         self.epoch = 0
         self.protected: dict[int, bytes] = {}
+        self.cookie: Callable[[bytes], int] = cookie
         self.attributes_changed: Callable[[Node], None] = _nobody
         self._positions = {id(layer): number for number, layer in enumerate(lowers)}
         self._filesystems: dict[bytes, tuple[Handles, Hashable] | None] = {}

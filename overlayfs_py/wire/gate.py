@@ -4,8 +4,7 @@ While the gate is closed a request that would change something waits where slow 
 gate is opened; one that had begun goes on, and `drain` waits for its end. What only reads is not held up. What goes
 past the daemon is not either: writes to files that the kernel has in passthrough.
 
-The gate belongs to the open directory through which it was closed: with the last descriptor of that the kernel tells
-us, so whoever dies with the gate closed has opened it.
+The gate belongs to the process that closed it: when the next one comes to it after the end of that, it is open.
 
 Threads: `run` and `end` under the mount's lock, as `close` and `open`; `drain` and the waiting in worker threads.
 """
@@ -13,6 +12,7 @@ Threads: `run` and `end` under the mount's lock, as `close` and `open`; `drain` 
 from __future__ import annotations
 
 import os
+import select
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +43,9 @@ CHANGING = frozenset(
 )
 """The verbs that may change an upper directory; `open` and `ioctl` do if they are for more than reading."""
 
+_LOOK_S = 0.1
+"""How often whoever waits looks whether the owner is still alive."""
+
 _IOC_WRITE = 1 << 30
 """In the number of an ioctl(2): the caller gives something."""
 
@@ -62,6 +65,7 @@ class Gate:
         self._condition = threading.Condition()
         self._begun = 0
         self._owner = 0
+        self._life = -1
 
     def run(self, call: Call[Any]) -> Any:
         """Carry out a call's verb.
@@ -71,7 +75,7 @@ class Gate:
         """
         if call.begun or not _changes(call):
             return call.verb(*call.arguments)
-        if self._owner:
+        if self._owner and self.owner:
             raise Fault(self._wait)
         try:
             return call.verb(*call.arguments)
@@ -91,19 +95,28 @@ class Gate:
 
     @property
     def owner(self) -> int:
-        """The open directory that the gate is closed for, 0: it is open."""
+        """The process that the gate is closed for, 0: it is open."""
+        if self._owner and _ended(self._life):
+            self.open()
         return self._owner
 
     def close(self, owner: int) -> None:
-        """Let nothing begin any more; `owner` is not 0."""
+        """Let nothing begin any more until `open`, or until that process has ended.
+
+        Raises:
+            OSError: ESRCH, nobody can tell when that would be.
+        """
+        life = os.pidfd_open(owner)
         with self._condition:
-            self._owner = owner
+            self._owner, self._life = owner, life
         self.told(True)
 
     def open(self) -> None:
         """Let everything through again."""
         with self._condition:
-            self._owner = 0
+            if self._owner:
+                os.close(self._life)
+            self._owner, self._life = 0, -1
             self._condition.notify_all()
         self.told(False)
 
@@ -116,7 +129,15 @@ class Gate:
 
     def _wait(self) -> None:
         with self._condition:
-            self._condition.wait_for(lambda: not self._owner)
+            while self._owner and not _ended(self._life):
+                self._condition.wait(_LOOK_S)
+
+
+def _ended(life: int) -> bool:
+    """Whether the process of a pidfd has ended."""
+    poll = select.poll()
+    poll.register(life, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _changes(call: Call[Any]) -> bool:

@@ -18,7 +18,7 @@ import pytest
 
 from layerstore.index.reader import Index
 from layerstore.store import Store
-from overlayfs_py.freezing import freeze
+from overlayfs_py.freezing import freeze, thaw
 from tests.command.command import refusal, run
 
 pytestmark = pytest.mark.mount
@@ -167,6 +167,7 @@ def test_reading_goes_on_and_writing_waits(base: Path) -> None:
         thread.start()
         assert not done.wait(0.3)
         assert "is being committed by somebody else" in refusal("commit", "m", cwd=base)
+        thaw(fd)
         os.close(fd)
         assert done.wait(30)
         thread.join()

@@ -16,7 +16,6 @@ from overlayfs_py.overlay.handles import lower_file
 from overlayfs_py.overlay.values import Caller
 from overlayfs_py.wire.device import protocol
 from overlayfs_py.wire.device.protocol import Opcode
-from overlayfs_py.wire.dispatch import OpenDirectory
 from overlayfs_py.wire.lane import FIRST_ID
 from overlayfs_py.wire.nodes import Counter, Record
 
@@ -46,8 +45,6 @@ _COPY_TARGET_AT = 16
 _ONCE = os.O_CREAT | os.O_EXCL | os.O_TRUNC
 """Flags of an open that have had their effect."""
 _RENAMES = {Opcode.RENAME: protocol.RENAME_IN.size, Opcode.RENAME2: protocol.RENAME2_IN.size}
-_LISTS = frozenset({Opcode.READDIR, Opcode.READDIRPLUS, Opcode.RELEASEDIR})
-_OF_DIRECTORIES = frozenset({*_LISTS, Opcode.FSYNCDIR, Opcode.IOCTL})
 _U64 = protocol.FORGET_IN
 
 
@@ -157,8 +154,6 @@ class Laned(Counter):
             self._take_over(_U64.unpack_from(body, _COPY_TARGET_AT)[0])
         elif opcode in _RENAMES:
             self._before_rename(node, body, _RENAMES[Opcode(opcode)])
-        elif opcode in _OF_DIRECTORIES and len(body) >= _U64.size:
-            self._take_directory(_U64.unpack_from(body)[0], shared=opcode not in _LISTS)
 
     def after(self, opcode: int, node: int, body: memoryview) -> None:
         """A verb has changed names: tell the lane how many directories are where they changed."""
@@ -251,16 +246,6 @@ class Laned(Counter):
             if fd >= 0:
                 os.close(fd)
         self.lane.gone(ino, id, False)
-
-    def _take_directory(self, file: int, *, shared: bool) -> None:
-        id = self.lane.listing_of(file, shared) if file >= FIRST_ID else 0
-        if not id:
-            return
-        with self._dispatch.lock:
-            record = self._dispatch.record(id)
-            if record is not None:
-                handle = self._overlay.opendir(record.node)
-                self._dispatch.take_directory(file, OpenDirectory(handle, record))
 
     # Publishing
 

@@ -43,8 +43,8 @@ _ALWAYS = (
 # ABORT_ERROR is left out: ENODEV at the end, aborted or not. So are the locks: flock(2) and fcntl(2)
 # locks stay in the kernel.
 # WRITEBACK_CACHE: its sizes and times would be the kernel's, and it excludes passthrough.
-# NO_OPEN_SUPPORT: OPEN is when a file is copied up, and when it is handed to the kernel. NO_OPENDIR_SUPPORT: an open
-# directory has the names of its opening, so that an offset stays good. FLUSH is turned off by its answer instead.
+# NO_OPEN_SUPPORT: OPEN is when a file is copied up, and when it is handed to the kernel. FLUSH is turned off by its
+# answer instead.
 # AUTO_INVAL_DATA: nobody else changes a file; with a timeout each open begins with fresh pages anyway.
 # CREATE_SUPP_GROUP: the kernel settles setgid before it asks. SECURITY_CTX: labels are the mount's (context=).
 
@@ -73,6 +73,11 @@ class Terms:
     @property
     def killpriv(self) -> bool:
         return bool(self.flags & Init.HANDLE_KILLPRIV_V2)
+
+    @property
+    def lists_by_node(self) -> bool:
+        """Whether OPENDIR may be refused: the kernel remembers that, and caches listings from then on."""
+        return bool(self.flags & Init.NO_OPENDIR_SUPPORT)
 
     @property
     def passthrough(self) -> bool:
@@ -107,7 +112,7 @@ def negotiate(body: bytes | memoryview, wanted: Wanted) -> Terms | None:
     if wanted.acl:
         taken |= Init.POSIX_ACL
     if wanted.caching:
-        taken |= Init.CACHE_SYMLINKS
+        taken |= Init.CACHE_SYMLINKS | Init.NO_OPENDIR_SUPPORT
     if wanted.passthrough:
         taken |= Init.PASSTHROUGH
     if wanted.idmap:

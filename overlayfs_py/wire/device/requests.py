@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from overlayfs_py.freezing import FREEZE
+from overlayfs_py.freezing import FREEZE, THAW
 from overlayfs_py.overlay.values import Attributes, Changes
 from overlayfs_py.wire.call import Call
 from overlayfs_py.wire.device import protocol, replies
@@ -26,7 +26,7 @@ from overlayfs_py.wire.device.decode import (
 from overlayfs_py.wire.device.killpriv import CAPABILITY, KillOrders
 from overlayfs_py.wire.device.negotiate import WRITE_MAX, Terms
 from overlayfs_py.wire.device.protocol import Opcode, Valid
-from overlayfs_py.wire.device.verbs import DeviceDispatch, Opened
+from overlayfs_py.wire.device.verbs import DeviceDispatch, Listed, Opened
 from overlayfs_py.wire.dispatch import WireEntry
 
 Reply = bytes | memoryview | list[bytes]
@@ -49,6 +49,7 @@ class Requests:
 
     def __init__(self, dispatch: DeviceDispatch, terms: Terms) -> None:
         self._dispatch = dispatch
+        dispatch.listed = Listed() if terms.lists_by_node else None
         self._killpriv = terms.killpriv
         self._kill_orders = KillOrders(terms.killpriv)
         extended = terms.flags & protocol.Init.SETXATTR_EXT
@@ -91,12 +92,15 @@ class Requests:
             Opcode.COPY_FILE_RANGE: self._copy_file_range,
             Opcode.COPY_FILE_RANGE_64: self._copy_file_range_64,
         }
+        if terms.lists_by_node:
+            del self._by_opcode[Opcode.OPENDIR]
 
     def prepare(self, header: Header, body: memoryview) -> Prepared | None:
         """The call for a request; None if nobody here can do it.
 
         FLUSH is not among them: nothing is held back between write and close, and after one ENOSYS the kernel stops
-        asking, which halves the cost of open and close.
+        asking, which halves the cost of open and close. So it is with OPENDIR and RELEASEDIR where directories are
+        listed by node.
 
         Raises:
             OverlayError: EINVAL for what is malformed, ESTALE for a node or handle that is not known.
@@ -219,7 +223,7 @@ class Requests:
 
     def _ioctl(self, header: Header, body: memoryview) -> Prepared:
         # The kernel opens the file for those that are answered; what they are about is the inode.
-        fh, flags, command, _, in_size, out_size = protocol.take(protocol.IOCTL_IN, body)
+        _, flags, command, _, in_size, out_size = protocol.take(protocol.IOCTL_IN, body)
         data = bytes(body[protocol.IOCTL_IN.size :])
         if len(data) != in_size:
             raise malformed(f"ioctl with {in_size} bytes that are {len(data)}")
@@ -227,8 +231,9 @@ class Requests:
         def reply(unique: int, answer: bytes) -> Reply:
             return replies.commanded(unique, answer[:out_size])
 
-        if command == FREEZE and flags & protocol.IOCTL_DIR:
-            return Prepared(self._dispatch.freeze(fh, header.caller()), reply)
+        if command in (FREEZE, THAW) and flags & protocol.IOCTL_DIR:
+            order = self._dispatch.freeze if command == FREEZE else self._dispatch.thaw
+            return Prepared(order(header.caller()), reply)
         return Prepared(self._dispatch.ioctl(header.node, command, data), reply)
 
     def _setattr(self, header: Header, body: memoryview) -> Prepared:
@@ -392,15 +397,16 @@ class Requests:
         return Prepared(self._dispatch.opendir(header.node), reply, undo)
 
     def _readdir(self, header: Header, body: memoryview) -> Prepared:
-        return self._listing(body, plus=False)
+        return self._listing(header, body, plus=False)
 
     def _readdirplus(self, header: Header, body: memoryview) -> Prepared:
-        return self._listing(body, plus=True)
+        return self._listing(header, body, plus=True)
 
-    def _listing(self, body: memoryview, *, plus: bool) -> Prepared:
+    def _listing(self, header: Header, body: memoryview, *, plus: bool) -> Prepared:
         fh, offset, size = protocol.take(protocol.READ_IN, body)[:3]
         check_range(offset, 0)
-        call = self._dispatch.listing(fh, offset, min(size, WRITE_MAX), plus)
+        opened = self._dispatch.directory(header.node, fh)
+        call = self._dispatch.listing(opened, offset, min(size, WRITE_MAX), plus)
         return Prepared(call, replies.data)
 
     def _releasedir(self, header: Header, body: memoryview) -> Prepared:
@@ -410,7 +416,8 @@ class Requests:
     def _fsyncdir(self, header: Header, body: memoryview) -> Prepared:
         fh, flags, _ = protocol.take(protocol.FSYNC_IN, body)
         datasync = bool(flags & protocol.FSYNC_FDATASYNC)
-        return Prepared(self._dispatch.fsyncdir(fh, datasync), _done)
+        opened = self._dispatch.directory(header.node, fh)
+        return Prepared(self._dispatch.sync_directory(opened, datasync), _done)
 
 
 COPY_MAX = 1 << 30

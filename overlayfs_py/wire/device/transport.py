@@ -113,12 +113,11 @@ def _laned(dispatch: DeviceDispatch, terms: Terms, *, backed: bool) -> Laned | N
         backed: lower files are handed to the kernel.
     """
     lane = compiled()
-    if lane is None or dispatch.timeout_s is not None:
+    if lane is None or not terms.lists_by_node:
         return None
     state = dispatch.overlay.state
     made = lane(
         dispatch.file_flags,
-        dispatch.directory_flags,
         state.marks.metacopy,
         state.marks.opaque,
         publish_after=1 if len(state.lowers) <= _FEW_LAYERS else 3,
@@ -134,6 +133,7 @@ def _laned(dispatch: DeviceDispatch, terms: Terms, *, backed: bool) -> Laned | N
     copies = dispatch.overlay.plain_copies
     if copies is not None:
         made.copies_up(*copies)
+    state.cookie = lane.cookie
     laned = Laned(made, dispatch)
     dispatch.use_ids(laned)
     return laned

@@ -22,7 +22,7 @@ from overlayfs_py.wire.dispatch import ABSENT, Dispatch, OpenDirectory, OpenFile
 from overlayfs_py.wire.nodes import ROOT_ID, Counter, NodeIds, Record
 
 if TYPE_CHECKING:
-    from overlayfs_py.overlay.handles import FileHandle
+    from overlayfs_py.overlay.handles import DirectoryHandle, FileHandle
     from overlayfs_py.overlay.node import Node
     from overlayfs_py.overlay.overlay import Overlay
 
@@ -60,11 +60,36 @@ class Opened(NamedTuple):
     entry: tuple[int, ...] = ()
 
 
+class Listed:
+    """Directories that are being listed, where the kernel opens none. The offset of a row is made from its name, so
+    what is dropped is only read again. Under the mount's lock.
+    """
+
+    _MAX = 16
+    """More are hardly read at once; each may hold the names of a large directory."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, OpenDirectory] = {}
+
+    def get(self, record: Record) -> OpenDirectory | None:
+        opened = self._by_id.get(record.id)
+        return opened if opened is not None and opened.record is record else None
+
+    def add(self, record: Record, handle: DirectoryHandle) -> OpenDirectory:
+        if len(self._by_id) >= self._MAX:
+            del self._by_id[next(iter(self._by_id))]
+        opened = self._by_id[record.id] = OpenDirectory(handle, record)
+        return opened
+
+    def drop(self, opened: OpenDirectory) -> None:
+        self._by_id.pop(opened.record.id, None)
+
+
 class DeviceDispatch(Dispatch):
     """The requests of one mount that is served through /dev/fuse.
 
     `backings` is set once passthrough was agreed; `links_known` is told st_nlink of directories, by node id;
-    `others` answers for names that it has.
+    `others` answers for names that it has; `listed` is set where the kernel opens no directory.
 
     Args:
         first_id: node ids of this mount begin here.
@@ -79,6 +104,7 @@ class DeviceDispatch(Dispatch):
         self.backings: Backings | None = None
         self.links_known: Callable[[int, int], None] | None = None
         self.others: Others | None = None
+        self.listed: Listed | None = None
         # Who limits the timeouts expects changes behind our back: pages and listings are not to be trusted.
         caching = timeout_s is None
         self.file_flags = Open.KEEP_CACHE if caching else 0
@@ -130,9 +156,6 @@ class DeviceDispatch(Dispatch):
         self._files[file] = OpenFile(handle, record, opener)
         if self.backings is not None:
             self.backings.took(file, record.id, handle, backing, upper=upper)
-
-    def take_directory(self, file: int, opened: OpenDirectory) -> None:
-        self._directories[file] = opened
 
     def forget(self, forgets: Iterable[tuple[int, int]]) -> None:
         forgets = list(forgets)
@@ -225,26 +248,27 @@ class DeviceDispatch(Dispatch):
         record = self._node(id)
         return Call(self.overlay.ioctl, (record.node, command, data), None, (record,))
 
-    def freeze(self, directory: int, caller: Caller) -> Call[bytes]:
-        """Hold back what changes something until the open directory is released (see `wire.gate`)."""
-        opened = self._directory(directory)
+    def freeze(self, caller: Caller) -> Call[bytes]:
+        """Hold back what changes something until the calling process thaws it, or ends (see `wire.gate`)."""
 
         def freeze() -> None:
             if _user(caller) not in (0, os.geteuid()):
                 raise OverlayError(errno.EPERM)
             if self.gate.owner:
                 raise OverlayError(errno.EBUSY)
-            self._directory(directory)
-            self.gate.close(directory)
+            self.gate.close(_process(caller))
             raise Fault(self.gate.drain, answer=True)
 
-        return Call(freeze, (), None, (opened.record,))
+        return Call(freeze, ())
 
-    def releasedir(self, directory: int) -> Call[None]:
-        with self.lock:
-            if directory == self.gate.owner:
-                self.gate.open()
-        return super().releasedir(directory)
+    def thaw(self, caller: Caller) -> Call[bytes]:
+        def thaw() -> bytes:
+            if self.gate.owner != _process(caller):
+                raise OverlayError(errno.EPERM)
+            self.gate.open()
+            return b""
+
+        return Call(thaw, ())
 
     # Files
 
@@ -320,15 +344,32 @@ class DeviceDispatch(Dispatch):
 
     # Directories
 
-    def listing(self, directory: int, offset: int, size: int, plus: bool) -> Call[bytes]:
-        """As many rows from `offset` on as fit into `size` bytes; none at the end.
+    def directory(self, id: int, handle: int) -> OpenDirectory:
+        """One that is to be listed; the kernel names its node, and no handle where it opens none."""
+        listed = self.listed
+        if listed is None:
+            return self._directory(handle)
+        with self.lock:
+            record = self._node(id)
+            return listed.get(record) or listed.add(record, self.overlay.opendir(record.node))
+
+    def listing(self, opened: OpenDirectory, offset: int, size: int, plus: bool) -> Call[bytes]:
+        """As many rows after `offset` as fit into `size` bytes; none at the end.
 
         Args:
             plus: each with its entry, counted as a lookup.
         """
-        opened = self._directory(directory)
+
+        def finished(rows: bytes) -> bytes:
+            if not rows and self.listed is not None:
+                self.listed.drop(opened)
+            return rows
+
         verb = self._rows_plus if plus else self._rows_plain
-        return Call(verb, (opened, offset, size), None, (opened.record,))
+        return Call(verb, (opened, offset, size), finished, (opened.record,))
+
+    def sync_directory(self, opened: OpenDirectory, datasync: bool) -> Call[None]:
+        return Call(self.overlay.fsyncdir, (opened.handle, datasync), None, (opened.record,))
 
     def _rows_plain(self, opened: OpenDirectory, offset: int, size: int) -> bytes:
         packed = bytearray()
@@ -388,6 +429,19 @@ def _as_far_as_possible(
 
 def _padded(name: bytes) -> bytes:
     return name + bytes(-len(name) % 8)
+
+
+def _process(caller: Caller) -> int:
+    """The process of the calling thread, which is what the kernel tells.
+
+    Raises:
+        OverlayError: ESRCH, it is in a process namespace that does not show here.
+    """
+    try:
+        with open(f"/proc/{caller.pid}/status") as status:
+            return int(next(line for line in status if line.startswith("Tgid:")).split()[1])
+    except (OSError, StopIteration):
+        raise OverlayError(errno.ESRCH) from None
 
 
 def _user(caller: Caller) -> int | None:

@@ -55,8 +55,8 @@ Why that is right. A node that the kernel knows is either the lane's or Python's
 - A node whose name was removed or replaced here stays the lane's without one, and is held by a descriptor or, of a
   lower file, by its path. Python takes it over as it takes one over that has a name. A removed directory has nothing
   in it, and no path.
-- A listing keeps its offsets whoever has the directory: the lane ends what it began, unless that is rewound, and a
-  name that was removed keeps its number as long as the directory is open.
+- The kernel opens no directory (OPENDIR is refused, once), and says by node what it wants names of. An offset is made
+  from a name (tables.pxi, overlay.cookies), so a listing goes on where it was whoever makes the rest of it.
 - A file that was copied up here keeps its node and st_ino, and is looked at in the upper. Once the kernel forgets it
   the name is Python's, who reads the origin. Its directory was marked impure by Python before, whose listings look
   at each name then. Data that must be on the disk before it is seen is Python's to copy.
@@ -67,7 +67,8 @@ Why that is right. A node that the kernel knows is either the lane's or Python's
   answered: Python meets it then, and says what and where it is.
 
 Tried and left: remembering whole replies instead of names (they must be thrown away with the inode, and then a cold
-lookup is not faster); one table for both sides (each verb would have to keep it right).
+lookup is not faster); open directories with handles (two requests more for each one that is walked); one table for
+both sides (each verb would have to keep it right).
 
 Compiled with Cython. Without the compiled module, or with OVERLAYFS_PY_PURE=1, Python answers everything, to the same
 effect.
@@ -84,7 +85,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INTERFACE = 6
+INTERFACE = 8
 """Counts the changes of what Python and the compiled module say to each other."""
 
 FIRST_ID = 1 << 62

@@ -19,7 +19,7 @@ cdef Entry *new_name(Dir *dir, const char *name, size_t length) noexcept nogil:
     cdef Entry *entry = dir_find(dir, name, length)
     if entry != NULL:
         return entry if entry.state == FREE else NULL
-    if dir.free_count >= COMPACT_MIN and dir.free_count > dir.count // 2 and not dir.listings:
+    if dir.free_count >= COMPACT_MIN and dir.free_count > dir.count // 2:
         dir_compact(dir)
     entry = dir_add(dir, name, length)
     if entry != NULL:

@@ -250,25 +250,3 @@ cdef class HandingOver:
         _lock(lane)
         map_pop(&lane.taken, ino)
         _unlock(lane)
-
-    def listing_of(self, uint64_t fh, bint shared):
-        """Python takes over an open directory: its node id, 0 if it is not ours.
-
-        Args:
-            shared: it is to be listed here further on, so that what is listed goes on where it was; Python gets its
-                release.
-        """
-        cdef State *lane = &self._state
-        cdef Listing *listing
-        cdef uint64_t id = 0
-        _lock(lane)
-        listing = <Listing *>map_get(&lane.listings, fh)
-        if listing != NULL:
-            id = listing.dir.id
-            if shared:
-                listing.shared = True
-            else:
-                map_pop(&lane.listings, fh)
-                _close_listing(lane, listing)
-        _unlock(lane)
-        return id

@@ -112,6 +112,10 @@ cdef inline bint _within(Image *image, uint64_t start, uint64_t length) noexcept
     return start <= image.size and length <= image.size - start
 
 
+cdef enum:
+    KINDS = 1 << 1 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 12  # by S_IFMT of a mode without its low bits
+
+
 cdef bint image_inode(Image *image, uint64_t nid, Inode *inode) noexcept nogil:
     cdef uint64_t offset
     cdef const uint8_t *at
@@ -124,6 +128,8 @@ cdef bint image_inode(Image *image, uint64_t nid, Inode *inode) noexcept nogil:
     at = image.map + offset
     form, count = _u16(at), _u16(at + 2)
     inode.mode = _u16(at + 4)
+    if not KINDS >> (inode.mode >> 12) & 1:
+        return False
     if form & 1:
         if not _within(image, offset, 64):
             return False

@@ -67,7 +67,7 @@ cdef extern from "<sys/statvfs.h>" nogil:
         unsigned long f_namemax
     int fstatvfs(int fd, struct_statvfs *status)
 
-INTERFACE = 6
+INTERFACE = 8
 """As the package has it; a build that says something else is not used."""
 
 FIRST_ID = 1 << 62
@@ -119,6 +119,7 @@ cdef inline bint _is_policy(const char *name) noexcept nogil:
     )
 
 
+include "listers.pxi"
 include "state.pxi"
 include "names.pxi"
 include "nodes.pxi"
@@ -184,7 +185,6 @@ cdef class Lane(HandingOver):
 
     Args:
         file_flags: FOPEN_* of the reply to an open of a lower file.
-        directory_flags: of an open directory.
         metacopy: name of the xattr that marks a file without data.
         opaque: of the one that marks a directory which hides what is below.
         publish_after: how many lookups in a directory it takes for its names to be read.
@@ -205,7 +205,6 @@ cdef class Lane(HandingOver):
     def __cinit__(
         self,
         int file_flags,
-        int directory_flags,
         bytes metacopy,
         bytes opaque,
         *,
@@ -222,7 +221,7 @@ cdef class Lane(HandingOver):
         cdef State *lane = &self._state
         pthread_mutex_init(&lane.mutex, NULL)
         lane.next = FIRST
-        lane.file_flags, lane.directory_flags = file_flags, directory_flags
+        lane.file_flags = file_flags
         lane.publish_after = publish_after
         lane.by_number, lane.backed, lane.counts_links = by_number, backed, counts_links
         lane.acl, lane.read_only, lane.changes, lane.hands_over = acl, read_only, changes, hands_over
@@ -243,6 +242,12 @@ cdef class Lane(HandingOver):
         free(self._state.out)
         pthread_mutex_destroy(&self._state.mutex)
 
+    @staticmethod
+    def cookie(bytes name):
+        """Where a name is in a listing; see tables.pxi."""
+        cdef const char *raw = name
+        return cookie_of(raw, len(name))
+
     def close(self):
         """Close what is open; the lane knows nothing any more."""
         _lock(&self._state)
@@ -255,9 +260,9 @@ cdef class Lane(HandingOver):
         return self._state.answered
 
     def counts(self):
-        """What is held: nodes, directories, open files, open directories, numbers that Python knows."""
+        """What is held: nodes, directories, open files, numbers that Python knows."""
         cdef State *lane = &self._state
-        return lane.nodes.used, lane.dirs.used, lane.files.used, lane.listings.used, lane.taken.used
+        return lane.nodes.used, lane.dirs.used, lane.files.used, lane.taken.used
 
     def copies_up(self, int stage_fd, bytes origin, bint syncs, layers):
         """Copy plain files up, too.

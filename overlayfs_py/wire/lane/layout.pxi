@@ -17,9 +17,7 @@ cdef enum:
     RELEASE = 18
     GETXATTR = 22
     LISTXATTR = 23
-    OPENDIR = 27
     READDIR = 28
-    RELEASEDIR = 29
     CREATE = 35
     IOCTL = 39
     BATCH_FORGET = 42

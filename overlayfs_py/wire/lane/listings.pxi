@@ -1,109 +1,89 @@
-# Open directories. Part of lane.pyx.
+# Listings. Part of lane.pyx.
+#
+# The kernel opens no directory, and says which one it wants names of and after which cookie (see tables.pxi). It keeps
+# what it was told, so the order is forgotten with the last row.
 
 
-cdef int _opendir(State *lane, int fd, InHeader *header) noexcept nogil:
-    cdef Dir *dir = <Dir *>map_get(&lane.dirs, header.nodeid)
-    cdef OpenOut *out = <OpenOut *>(lane.out + OUT)
-    cdef Listing *listing
+cdef Dir *dir_to_list(State *lane, uint64_t id) noexcept nogil:
+    """A directory all of whose names are known here; NULL: Python lists it, and may be asked to publish it."""
+    cdef Dir *dir = <Dir *>map_get(&lane.dirs, id)
     cdef Node *node
-    cdef uint64_t fh
     if dir == NULL:
-        node = <Node *>map_get(&lane.nodes, header.nodeid)
+        node = <Node *>map_get(&lane.nodes, id)
         if node != NULL:
             dir = _inside(lane, node, NAMES_MAX)
     if dir == NULL:
-        if node == NULL and map_get(&lane.looks, header.nodeid) != <void *><uint64_t>-1:
+        if node == NULL and map_get(&lane.looks, id) != <void *><uint64_t>-1:
             # All names are read anyway.
-            map_put(&lane.looks, header.nodeid, <void *><uint64_t>LISTED)
-            lane.wanted = header.nodeid
+            map_put(&lane.looks, id, <void *><uint64_t>LISTED)
+            lane.wanted = id
             lane.wanted_listing = True
-        return PYTHON
+        return NULL
     if dir.closed or not dir.listable or dir.unsure:
-        return PYTHON
+        return NULL
     if dir.owner == NULL and dir.epoch != lane.epoch:
-        lane.wanted = header.nodeid
+        lane.wanted = id
         lane.wanted_listing = True
-        return PYTHON
+        return NULL
     if dir.has_upper and not _is_placed(lane, dir):
-        return PYTHON
-    listing = <Listing *>calloc(1, sizeof(Listing))
-    if listing == NULL:
-        return PYTHON
-    fh = lane.next
-    if not map_put(&lane.listings, fh, listing):
-        free(listing)
-        return PYTHON
-    lane.next += 1
-    listing.dir = dir
-    listing.count = dir.count
-    dir.listings += 1
-    dir.users += 1
-    out.fh = fh
-    out.open_flags = lane.directory_flags
-    out.backing_id = 0
-    if not _reply(lane, fd, header, sizeof(OpenOut), 0):
-        map_pop(&lane.listings, fh)
-        _close_listing(lane, listing)
-    return ANSWERED
-
-
-cdef int _releasedir(State *lane, int fd, InHeader *header, char *body, size_t size) noexcept nogil:
-    cdef Listing *listing
-    if size < sizeof(ReleaseIn):
-        return PYTHON
-    listing = <Listing *>map_get(&lane.listings, (<ReleaseIn *>body).fh)
-    if listing == NULL or listing.shared:
-        return PYTHON
-    map_pop(&lane.listings, (<ReleaseIn *>body).fh)
-    _close_listing(lane, listing)
-    _reply(lane, fd, header, 0, 0)
-    return ANSWERED
+        return NULL
+    return dir
 
 
 cdef int _readdir(State *lane, int fd, InHeader *header, char *body, size_t size, bint plus) noexcept nogil:
     cdef ReadIn *request = <ReadIn *>body
-    cdef Listing *listing
+    cdef Lister *reader
     cdef Dir *dir
+    cdef Turn *turn
     cdef Entry *entry
-    cdef uint64_t number
+    cdef uint32_t number
     cdef size_t room, used = 0, added
     if size < sizeof(ReadIn):
         return PYTHON
-    listing = <Listing *>map_get(&lane.listings, request.fh)
-    if listing == NULL:
+    dir = dir_to_list(lane, header.nodeid)
+    if dir == NULL or not dir_order(dir):
         return PYTHON
-    dir = listing.dir
-    if request.offset == 0:
-        if dir.unsure or not dir.listable:
-            # Names have changed since it was opened: Python reads it.
-            return PYTHON
-        listing.count = dir.count
-        if dir.has_upper and _is_placed(lane, dir):
-            note_access(dir)
+    if request.offset == 0 and dir.has_upper:
+        note_access(dir)
+    reader = lister(lane, header.pid)
+    if plus and request.offset == 0 and reader.habit == PROBED:
+        reader.habit = NAMES
     room = request.size if request.size < READ_MAX else READ_MAX
-    number = request.offset
-    while number < <uint64_t>listing.count + 2:
-        if number == 0:
-            added = _row(lane, used, room, plus, dir, NULL, dir.ino, b".", 1, 1)
-        elif number == 1:
-            added = _row(lane, used, room, plus, dir, NULL, dir.parent_ino, b"..", 2, 2)
-        else:
-            entry = &dir.entries[number - 2]
-            if entry.state == FREE or entry.state == GONE:
-                number += 1
-                continue
-            added = _row(lane, used, room, plus, dir, entry, entry.ino, dir.names + entry.name, entry.length, number + 1)
+    if request.offset == 0:
+        used = _row(lane, 0, room, plus, reader, dir, NULL, dir.ino, b".", 1, 1)
+    if request.offset == 1 or (request.offset == 0 and used):
+        used += _row(lane, used, room, plus, reader, dir, NULL, dir.parent_ino, b"..", 2, 2)
+    # Room for less than two rows is for none of the names either.
+    for number in range(dir_turn(dir, request.offset), dir.turn_count):
+        turn = &dir.turns[number]
+        entry = &dir.entries[turn.entry]
+        if entry.state == FREE or entry.state == GONE:
+            continue
+        added = _row(
+            lane, used, room, plus, reader, dir, entry, entry.ino, dir.names + entry.name, entry.length, turn.cookie
+        )
         if not added:
             break
         used += added
-        number += 1
+    if not used:
+        dir_disorder(dir)
     if not _reply(lane, fd, header, used, 0) and plus:
         _untell(lane, lane.out + OUT, used)
     return ANSWERED
 
 
 cdef size_t _row(
-    State *lane, size_t used, size_t room, bint plus, Dir *dir, Entry *entry, uint64_t ino, const char *name, size_t length, uint64_t offset
+    State *lane,
+    size_t used,
+    size_t room,
+    bint plus,
+    Lister *reader,
+    Dir *dir,
+    Entry *entry,
+    uint64_t ino,
+    const char *name,
+    size_t length,
+    uint64_t offset,
 ) noexcept nogil:
     """One row of a listing; returns its size, 0 if there is no room for it."""
     cdef size_t fixed = sizeof(Dirent) + (sizeof(EntryOut) if plus else 0)
@@ -118,7 +98,7 @@ cdef size_t _row(
     if plus:
         told = <EntryOut *>at
         # Python knows no directory any more that is closed and still open: a node in it could not be handed over.
-        if entry != NULL and entry.state == LANE and not dir.closed:
+        if entry != NULL and entry.state == LANE and not dir.closed and not withheld(reader, entry):
             node = _node(lane, dir, entry, &told.attr)
         if node != NULL:
             _fill_entry(lane, told, node)

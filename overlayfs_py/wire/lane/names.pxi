@@ -34,6 +34,7 @@ cdef int _lookup(State *lane, int fd, InHeader *header, char *body, size_t size)
         return ANSWERED
     if entry.state != LANE:
         return PYTHON
+    asked_for(lane, header.pid, entry)
     node = _node(lane, dir, entry, &out.attr)
     if node == NULL:
         return PYTHON

@@ -91,10 +91,6 @@ cdef int _dispatch(State *lane, int fd, InHeader *header, char *body, size_t *co
         return _release(lane, fd, header, body, size)
     if header.opcode == READDIRPLUS or header.opcode == READDIR:
         return _readdir(lane, fd, header, body, size, header.opcode == READDIRPLUS)
-    if header.opcode == OPENDIR:
-        return _opendir(lane, fd, header)
-    if header.opcode == RELEASEDIR:
-        return _releasedir(lane, fd, header, body, size)
     if header.opcode == READLINK:
         return _readlink(lane, fd, header)
     if header.opcode == GETXATTR:

@@ -14,7 +14,7 @@ cdef struct State:
     Map dirs            # node id -> Dir
     Map looks           # node id -> lookups in a directory that is not published; NEVER: it will not be
     Map files           # fh -> File
-    Map listings        # fh -> Listing
+    Lister listers[256]
     Image **images
     uint32_t image_count
     uint64_t *released  # directories of Python's that nothing here needs any more
@@ -28,7 +28,6 @@ cdef struct State:
     uint64_t paths      # counts the renames of all directories, those that are made here too
     uint64_t links_epoch
     uint32_t file_flags
-    uint32_t directory_flags
     uint32_t publish_after
     bint by_number
     bint backed
@@ -84,8 +83,6 @@ cdef void state_clear(State *lane) noexcept nogil:
             if file.fd >= 0:
                 c_close(file.fd)
             free(file)
-    for each in range(lane.listings.mask + 1 if lane.listings.slots != NULL else 0):
-        free(lane.listings.slots[each].value)
     for each in range(lane.nodes.mask + 1 if lane.nodes.slots != NULL else 0):
         if lane.nodes.slots[each].value != NULL:
             node_free(<Node *>lane.nodes.slots[each].value)
@@ -108,7 +105,6 @@ cdef void state_clear(State *lane) noexcept nogil:
     lane.recounts = NULL
     lane.recount_count = lane.recount_room = 0
     map_clear(&lane.files)
-    map_clear(&lane.listings)
     map_clear(&lane.nodes)
     map_clear(&lane.numbers)
     map_clear(&lane.taken)
@@ -171,11 +167,3 @@ cdef void _free_node(State *lane, Node *node) noexcept nogil:
         dir.users -= 1
         _drop_unused(lane, dir)
     node_free(node)
-
-
-cdef void _close_listing(State *lane, Listing *listing) noexcept nogil:
-    cdef Dir *dir = listing.dir
-    free(listing)
-    dir.listings -= 1
-    dir.users -= 1
-    _drop_unused(lane, dir)

@@ -58,6 +58,11 @@ cdef struct Place:
     uint16_t part
 
 
+cdef struct Turn:
+    uint64_t cookie
+    uint32_t entry
+
+
 cdef struct Dir:
     uint64_t id
     uint64_t ino
@@ -85,13 +90,14 @@ cdef struct Dir:
     size_t names_room
     uint32_t *slots     # number of an entry, and 1
     uint32_t mask
-    uint32_t users      # nodes and open directories that refer to it
+    uint32_t users      # nodes that refer to it
     bint closed         # answers no more LOOKUP; names are still found
     bint kept           # Python waits for the last user to go
     bint listable       # a listing may be answered here
     uint32_t unsure     # entries whose state is UNSURE
     uint32_t free_count # entries whose state is FREE
-    uint32_t listings   # open directories
+    Turn *turns         # in which order they are listed; NULL: not known
+    uint32_t turn_count
 
 
 cdef struct Node:
@@ -120,18 +126,76 @@ cdef struct File:
     File *next
 
 
-cdef struct Listing:
-    Dir *dir
-    uint32_t count      # of entries when it was begun
-    bint shared         # Python has it too, and is told of its release
-
-
-cdef inline uint32_t _hash(const char *name, size_t length) noexcept nogil:
+cdef inline uint64_t _fnv(const char *name, size_t length) noexcept nogil:
     cdef uint64_t value = 0xCBF29CE484222325
     cdef size_t each
     for each in range(length):
         value = (value ^ <uint8_t>name[each]) * <uint64_t>0x100000001B3
+    return value
+
+
+cdef inline uint32_t _hash(const char *name, size_t length) noexcept nogil:
+    cdef uint64_t value = _fnv(name, length)
     return <uint32_t>(value ^ (value >> 32))
+
+
+cdef enum:
+    COOKIE_MIN = 3      # after . and ..
+
+
+cdef inline uint64_t cookie_of(const char *name, size_t length) noexcept nogil:
+    """The offset in a directory after which a name comes is that of the name before it: made from names alone, it stays
+    good whoever makes the listing, and while names come and go. 62 bits, since a negative offset is none."""
+    cdef uint64_t value = _fnv(name, length)
+    value = (value ^ (value >> 33)) * <uint64_t>0xFF51AFD7ED558CCD
+    value = (value ^ (value >> 33)) >> 2
+    return value if value >= COOKIE_MIN else value + COOKIE_MIN
+
+
+cdef int _by_cookie(const void *one, const void *other) noexcept nogil:
+    cdef uint64_t a = (<Turn *>one).cookie, b = (<Turn *>other).cookie
+    return (a > b) - (a < b)
+
+
+cdef bint dir_order(Dir *dir) noexcept nogil:
+    """Know the order of a listing; False: no memory, or two names have one cookie, which Python settles."""
+    cdef uint32_t each
+    cdef Entry *entry
+    if dir.turns != NULL and dir.turn_count == dir.count:
+        return True
+    free(dir.turns)
+    dir.turns = <Turn *>malloc((dir.count + 1) * sizeof(Turn))
+    if dir.turns == NULL:
+        return False
+    for each in range(dir.count):
+        entry = &dir.entries[each]
+        dir.turns[each].cookie = cookie_of(dir.names + entry.name, entry.length)
+        dir.turns[each].entry = each
+    dir.turn_count = dir.count
+    qsort(dir.turns, dir.count, sizeof(Turn), &_by_cookie)
+    for each in range(1, dir.count):
+        if dir.turns[each].cookie == dir.turns[each - 1].cookie:
+            dir_disorder(dir)
+            return False
+    return True
+
+
+cdef uint32_t dir_turn(Dir *dir, uint64_t cookie) noexcept nogil:
+    """The first turn after a cookie."""
+    cdef uint32_t low = 0, high = dir.turn_count, middle
+    while low < high:
+        middle = low + (high - low) // 2
+        if dir.turns[middle].cookie <= cookie:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+cdef void dir_disorder(Dir *dir) noexcept nogil:
+    free(dir.turns)
+    dir.turns = NULL
+    dir.turn_count = 0
 
 
 cdef Entry *dir_find(Dir *dir, const char *name, size_t length) noexcept nogil:
@@ -238,7 +302,7 @@ cdef inline void _slot(Dir *dir, uint32_t number) noexcept nogil:
 
 
 cdef bint dir_compact(Dir *dir) noexcept nogil:
-    """Drop the entries that are FREE; nobody may hold a number of one. False: no memory; nothing changed."""
+    """Drop the entries that are FREE. False: no memory; nothing changed."""
     cdef uint32_t each, kept = 0
     cdef uint32_t *moved = <uint32_t *>calloc(dir.mask + 1, sizeof(uint32_t))
     if moved == NULL:
@@ -253,6 +317,7 @@ cdef bint dir_compact(Dir *dir) noexcept nogil:
         kept += 1
     dir.count = kept
     dir.free_count = 0
+    dir_disorder(dir)
     free(dir.slots)
     dir.slots = moved
     for each in range(kept):
@@ -340,4 +405,5 @@ cdef void dir_free(Dir *dir) noexcept nogil:
     free(dir.entries)
     free(dir.names)
     free(dir.slots)
+    free(dir.turns)
     free(dir)

@@ -95,6 +95,7 @@ class Requests:
         self.handles = [1]
         self.directories = [1]
         self.listings = [1]
+        self.offsets = [1 << 61]
         self.calm = False
         """Whether requests are such as a program's that only reads: then they are mostly the lane's."""
         self._opcodes: list[int] = list(LAYOUTS)
@@ -141,7 +142,7 @@ class Requests:
 
     def _reading(self, handles: list[int]) -> bytes:
         chance = self.chance
-        offset = chance.choice((0, 1, 2, 5, 40, 64, 300, 4096, 7000))
+        offset = chance.choice((0, 1, 2, 5, 40, 64, 300, 4096, 7000, *self.offsets))
         size = chance.choice((0, 1, 100, 200, 4096, 1 << 17, 1 << 20))
         return protocol.READ_IN.pack(chance.choice(handles), offset, size, 0, 0, 0, 0)
 
@@ -238,7 +239,8 @@ class Requests:
                 if at + DIRENTPLUS.size > len(body):
                     return
                 self._told(body, at)
-                length = DIRENTPLUS.unpack_from(body, at)[-2]
+                offset, length = DIRENTPLUS.unpack_from(body, at)[-3:-1]
+                self.offsets[1:] = [offset, *self.offsets[1:_KEPT]]
                 at += DIRENTPLUS.size + (length + 7 & ~7)
 
     def _told(self, body: bytes, at: int) -> None:

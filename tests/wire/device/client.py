@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import struct
 from collections import deque
@@ -72,6 +73,7 @@ class Client:
         self._unique = 0
         self._plus = plus
         self._step = step
+        self._opens_directories = True
         self.told: dict[int, int] = {}
         self.uid = 0
 
@@ -133,12 +135,25 @@ class Client:
         assert not self.ask(Opcode.RELEASE, node, RELEASE_IN.pack(file, 0, 0, 0)).error
         return pieces
 
+    def opendir(self, node: int) -> int:
+        """A handle; 0 once the kernel would know that there are none."""
+        if not self._opens_directories:
+            return 0
+        opened = self.ask(Opcode.OPENDIR, node, OPEN_IN.pack(0, 0))
+        if opened.error == errno.ENOSYS:
+            self._opens_directories = False
+            return 0
+        assert not opened.error
+        handle: int = struct.unpack_from("<Q", opened.body)[0]
+        return handle
+
+    def releasedir(self, node: int, handle: int) -> None:
+        if self._opens_directories:
+            assert not self.ask(Opcode.RELEASEDIR, node, RELEASE_IN.pack(handle, 0, 0, 0)).error
+
     def listing(self, node: int) -> tuple[list[Row], dict[bytes, Told]] | int:
         """Rows, and the entries that came with them."""
-        opened = self.ask(Opcode.OPENDIR, node, OPEN_IN.pack(0, 0))
-        if opened.error:
-            return opened.error
-        file = struct.unpack_from("<Q", opened.body)[0]
+        file = self.opendir(node)
         rows: list[Row] = []
         told: dict[bytes, Told] = {}
         opcode = Opcode.READDIRPLUS if self._plus else Opcode.READDIR
@@ -153,7 +168,7 @@ class Client:
             self._unpack(reply.body, rows, told)
         if rows:
             self._check_seek(node, file, rows)
-        assert not self.ask(Opcode.RELEASEDIR, node, RELEASE_IN.pack(file, 0, 0, 0)).error
+        self.releasedir(node, file)
         return rows, told
 
     def _unpack(self, packed: bytes, rows: list[Row], told: dict[bytes, Told]) -> None:

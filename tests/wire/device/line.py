@@ -26,7 +26,9 @@ class Line:
         flags: what INIT agreed on.
     """
 
-    def __init__(self, overlay: Any, *, laned: bool, flags: Init = AGREED) -> None:
+    def __init__(
+        self, overlay: Any, *, laned: bool, flags: Init = AGREED | Init.NO_OPENDIR_SUPPORT
+    ) -> None:
         self._kernel, self._device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._kernel, self._device):
             _widen(end)

@@ -36,7 +36,8 @@ def test_a_new_kernel_gives_all_that_is_wanted() -> None:
     assert Init.CACHE_SYMLINKS in terms.flags
     assert not int(terms.flags) & (1 << 16), "writeback"
     assert not int(terms.flags) & (1 << 1 | 1 << 10), "locks stay with the kernel"
-    assert not int(terms.flags) & (1 << 17 | 1 << 24), "an open file and directory have a handle"
+    assert not int(terms.flags) & 1 << 17, "an open file has a handle"
+    assert terms.lists_by_node
 
 
 def test_what_is_not_wanted_is_not_taken() -> None:
@@ -49,7 +50,7 @@ def test_what_is_not_wanted_is_not_taken() -> None:
 SINCE = {
     31: Init.ASYNC_READ | Init.ATOMIC_O_TRUNC | Init.BIG_WRITES | Init.DONT_MASK | Init.HAS_IOCTL_DIR
     | Init.DO_READDIRPLUS | Init.READDIRPLUS_AUTO | Init.ASYNC_DIO | Init.PARALLEL_DIROPS
-    | Init.POSIX_ACL | Init.MAX_PAGES | Init.CACHE_SYMLINKS,
+    | Init.POSIX_ACL | Init.MAX_PAGES | Init.CACHE_SYMLINKS | Init.NO_OPENDIR_SUPPORT,
     33: Init.HANDLE_KILLPRIV_V2 | Init.SETXATTR_EXT,
     36: Init.INIT_EXT,
     38: Init.HAS_EXPIRE_ONLY,
