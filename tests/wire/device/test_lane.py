@@ -172,7 +172,15 @@ def test_a_damaged_image_is_the_same_with_the_lane_and_without(
         with image_union(index) as overlay:
             pure, _ = seen_through(overlay, laned=False, plus=plus)
             laned, _ = seen_through(overlay, laned=True, plus=plus)
-        assert_same(laned, pure)
+        # Where the entry of a name and its inode do not agree on the type, either may be told.
+        assert_same(untyped(laned), untyped(pure))
+
+
+def untyped(seen: Seen) -> Seen:
+    for about in seen.values():
+        if isinstance(rows := about.get("listing"), list):
+            about["listing"] = [row._replace(type=0) for row in rows]
+    return seen
 
 
 def test_a_file_with_several_names_that_an_earlier_mount_copied_up_is_the_uppers(
