@@ -141,6 +141,7 @@ cdef inline uint32_t _hash(const char *name, size_t length) noexcept nogil:
 
 cdef enum:
     COOKIE_MIN = 3      # after . and ..
+    COOKIE_BITS = 62
 
 
 cdef inline uint64_t cookie_of(const char *name, size_t length) noexcept nogil:
@@ -148,7 +149,7 @@ cdef inline uint64_t cookie_of(const char *name, size_t length) noexcept nogil:
     good whoever makes the listing, and while names come and go. 62 bits, since a negative offset is none."""
     cdef uint64_t value = _fnv(name, length)
     value = (value ^ (value >> 33)) * <uint64_t>0xFF51AFD7ED558CCD
-    value = (value ^ (value >> 33)) >> 2
+    value = (value ^ (value >> 33)) >> (64 - COOKIE_BITS)
     return value if value >= COOKIE_MIN else value + COOKIE_MIN
 
 
@@ -159,24 +160,54 @@ cdef int _by_cookie(const void *one, const void *other) noexcept nogil:
 
 cdef bint dir_order(Dir *dir) noexcept nogil:
     """Know the order of a listing; False: no memory, or two names have one cookie, which Python settles."""
-    cdef uint32_t each
+    cdef uint32_t each, bits = 0
     cdef Entry *entry
+    cdef Turn *unordered
     if dir.turns != NULL and dir.turn_count == dir.count:
         return True
-    free(dir.turns)
+    dir_disorder(dir)
+    while bits < 20 and dir.count >> bits > 2:
+        bits += 1
+    unordered = <Turn *>malloc((dir.count + 1) * sizeof(Turn))
     dir.turns = <Turn *>malloc((dir.count + 1) * sizeof(Turn))
-    if dir.turns == NULL:
+    if unordered != NULL and dir.turns != NULL:
+        for each in range(dir.count):
+            entry = &dir.entries[each]
+            unordered[each].cookie = cookie_of(dir.names + entry.name, entry.length)
+            unordered[each].entry = each
+        if _sort(unordered, dir.count, bits, dir.turns):
+            dir.turn_count = dir.count
+    free(unordered)
+    if dir.turn_count != dir.count:
+        dir_disorder(dir)
         return False
-    for each in range(dir.count):
-        entry = &dir.entries[each]
-        dir.turns[each].cookie = cookie_of(dir.names + entry.name, entry.length)
-        dir.turns[each].entry = each
-    dir.turn_count = dir.count
-    qsort(dir.turns, dir.count, sizeof(Turn), &_by_cookie)
     for each in range(1, dir.count):
         if dir.turns[each].cookie == dir.turns[each - 1].cookie:
             dir_disorder(dir)
             return False
+    return True
+
+
+cdef bint _sort(Turn *turns, uint32_t count, uint32_t bits, Turn *out) noexcept nogil:
+    """By the first `bits` of the cookies, which are spread evenly, and then each few that have them in common: names made
+    to have many in common cost what any sort costs. False: no memory."""
+    cdef uint32_t *ends = <uint32_t *>calloc((<size_t>1 << bits) + 1, sizeof(uint32_t))
+    cdef uint32_t each, start = 0, shift = COOKIE_BITS - bits
+    if ends == NULL:
+        return False
+    for each in range(count):
+        ends[(turns[each].cookie >> shift) + 1] += 1
+    for each in range(<uint32_t>1 << bits):
+        ends[each + 1] += ends[each]
+    for each in range(count):
+        # The end of what is before becomes the end of what is here.
+        out[ends[turns[each].cookie >> shift]] = turns[each]
+        ends[turns[each].cookie >> shift] += 1
+    for each in range(<uint32_t>1 << bits):
+        if ends[each] - start > 1:
+            qsort(out + start, ends[each] - start, sizeof(Turn), &_by_cookie)
+        start = ends[each]
+    free(ends)
     return True
 
 
