@@ -41,6 +41,7 @@ _LOOKUP, _GETATTR = int(Opcode.LOOKUP), int(Opcode.GETATTR)
 _READ = int(Opcode.READ)
 _FREQUENT = frozenset({_LOOKUP, _GETATTR, _READ})
 _SIGKILL_BIT = 1 << 8
+_INTERRUPT_S = 0.005
 _ENDED = (errno.ENODEV, errno.ECONNABORTED)
 """Of reading a request: the mount is gone, or went while the request was handed over (fuse_dev_do_read())."""
 
@@ -106,11 +107,17 @@ class Session:
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         for thread in self._threads:
-            thread.join()
+            self._join(thread)
         self._workers.shutdown()
         for fd in self._fds[1:]:
             os.close(fd)
         os.close(self._wake)
+
+    def _join(self, thread: threading.Thread) -> None:
+        while self._laned is not None and thread.native_id is not None and thread.is_alive():
+            self._laned.lane.interrupt(thread.native_id)
+            thread.join(_INTERRUPT_S)
+        thread.join()
 
     def _read(self, fd: int) -> None:
         try:

@@ -85,7 +85,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INTERFACE = 8
+INTERFACE = 9
 """Counts the changes of what Python and the compiled module say to each other."""
 
 FIRST_ID = 1 << 62

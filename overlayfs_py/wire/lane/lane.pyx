@@ -67,7 +67,7 @@ cdef extern from "<sys/statvfs.h>" nogil:
         unsigned long f_namemax
     int fstatvfs(int fd, struct_statvfs *status)
 
-INTERFACE = 8
+INTERFACE = 9
 """As the package has it; a build that says something else is not used."""
 
 FIRST_ID = 1 << 62
@@ -452,8 +452,20 @@ cdef class Lane(HandingOver):
         free(copy)
         return True if result == ANSWERED else rest
 
+    @staticmethod
+    def interrupt(int thread):
+        """Wake a thread that sleeps in `next`, by its native id.
+
+        It may go to sleep just after that, so once may not be enough.
+        """
+        lane_interrupt(thread)
+
     def next(self, int fd, int wake_fd, buffer, int poll_us):
         """Answer requests until one is for Python; returns its size, 0: woken or interrupted, -1: the mount is gone.
+
+        Whoever wants the thread back writes to `wake_fd`, and calls `interrupt` until it is.
+
+        Whoever wants the thread that is in here back writes to `wake_fd` and calls `interrupt` until it is.
 
         Raises OSError where the kernel gives no requests.
         """
@@ -468,6 +480,7 @@ cdef class Lane(HandingOver):
             lane.own_umask = True
             if unshare(CLONE_FS) != 0:
                 lane.hands_over = lane.own_modes = False
+            lane.interruptible = lane_interruptible()
         with nogil:
             count = _next_for_python(lane, fd, wake_fd, into, room, poll_us, &number)
         if number:

@@ -54,6 +54,8 @@ cdef struct State:
     bint wanted_listing
     bint wanted_impure
     int64_t trust
+    bint interruptible  # the reader may sleep in read(2)
+    bint blocking       # and does so now
     uint64_t answered
 
 
