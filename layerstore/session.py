@@ -51,7 +51,7 @@ class Session:
 
     def __enter__(self) -> Session:
         try:
-            self._locks.append(lock(os.path.join(self._root, b"lock"), fcntl.LOCK_SH))
+            self._locks.append(lock(os.path.join(self._root, b"lock"), fcntl.LOCK_SH, make=True))
             # Whoever looks for what dead imports left must not see the directory before its lock.
             tmp = lock(self._tmp, fcntl.LOCK_SH)
             try:
@@ -114,13 +114,18 @@ def _spread(directory: int) -> None:
             fcntl.ioctl(directory, _SET_FLAGS, _FLAGS.pack(before | _TOPDIR))
 
 
-def lock(path: bytes, how: int) -> int:
-    """A descriptor that holds a flock on a file (which is made) or a directory."""
-    flags = os.O_RDONLY | os.O_CLOEXEC
-    try:
-        fd = os.open(path, flags | os.O_CREAT, 0o600)
-    except IsADirectoryError:
-        fd = os.open(path, flags | os.O_DIRECTORY)
+def lock(path: bytes, how: int, *, make: bool = False) -> int:
+    """A descriptor that holds a flock on a file or a directory.
+
+    Args:
+        how: LOCK_SH or LOCK_EX, with LOCK_NB perhaps.
+        make: a file that is not there is made.
+
+    Raises:
+        FileNotFoundError: it is not there, and `make` is not set.
+        BlockingIOError: LOCK_NB, and somebody holds it.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_CREAT if make else 0), 0o600)
     try:
         fcntl.flock(fd, how)
     except BaseException:
@@ -129,10 +134,10 @@ def lock(path: bytes, how: int) -> int:
     return fd
 
 
-def try_lock(path: bytes) -> int | None:
+def try_lock(path: bytes, *, make: bool = False) -> int | None:
     """As `lock`, exclusive, but None at once if somebody holds it."""
     try:
-        return lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB, make=make)
     except BlockingIOError:
         return None
 
@@ -154,7 +159,10 @@ def sweep(root: bytes, *, downloads: bool = False) -> bool:
             if name == DOWNLOADS:
                 _sweep_downloads(path, 0 if downloads else _DOWNLOADS_SECONDS_MAX)
                 continue
-            held = try_lock(path)
+            try:
+                held = try_lock(path)
+            except FileNotFoundError:  # an import that has ended since
+                continue
             if held is None:
                 continue
             try:
@@ -191,7 +199,7 @@ def want_collection(root: bytes) -> None:
 @contextlib.contextmanager
 def no_imports(root: bytes) -> Iterator[None]:
     """Wait for the end of all imports, and keep others waiting while the context lasts."""
-    held = lock(os.path.join(root, b"lock"), fcntl.LOCK_EX)
+    held = lock(os.path.join(root, b"lock"), fcntl.LOCK_EX, make=True)
     try:
         yield
     finally:
@@ -201,7 +209,7 @@ def no_imports(root: bytes) -> Iterator[None]:
 @contextlib.contextmanager
 def exclusive(root: bytes) -> Iterator[bool]:
     """Keep imports out while the context lasts; False at once if one is running."""
-    held = try_lock(os.path.join(root, b"lock"))
+    held = try_lock(os.path.join(root, b"lock"), make=True)
     try:
         yield held is not None
         if held is not None:

@@ -104,8 +104,8 @@ class Uppers:
                 )
             if os.path.exists(directory):
                 # A mount holds a lock on both for as long as it lives.
-                for part in (b"upper", b"work"):
-                    held = session.try_lock(os.path.join(directory, part))
+                for part in filter(os.path.exists, (directory + b"/upper", directory + b"/work")):
+                    held = session.try_lock(part)
                     if held is None:
                         raise StoreError(f"the named upper {name} is mounted: unmount it first")
                     stack.callback(os.close, held)

@@ -177,7 +177,9 @@ def _unmounted(what: Committed) -> Iterator[None]:
             f"{what.title} is mounted by the kernel on {show(mountpoint)}: unmount it first"
         )
     with contextlib.ExitStack() as stack:
-        for path in filter(None, (what.upper, what.work)):
+        for path in (what.upper, what.work):
+            if not path or not os.path.exists(path):
+                continue
             held = session.try_lock(path)
             if held is None:
                 raise StoreError(

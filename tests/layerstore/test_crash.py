@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from layerstore import session
 from layerstore.errors import StoreError
 from layerstore.refs import Refs
 from layerstore.store import Store
@@ -266,3 +267,21 @@ def test_killed_imports_leave_nothing_for_long(tmp_path: Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert problems(root) == []
     assert litter(root) == []
+
+
+def test_an_import_that_ends_while_leftovers_are_looked_for_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = os.fsencode(tmp_path)
+    (tmp_path / "tmp" / "ends").mkdir(parents=True)
+    listdir = os.listdir
+
+    def listed(path: bytes) -> list[bytes]:
+        names = listdir(path)
+        if b"ends" in names:
+            (tmp_path / "tmp" / "ends").rmdir()
+        return names
+
+    monkeypatch.setattr(os, "listdir", listed)
+    assert not session.sweep(root)
+    assert listdir(tmp_path / "tmp") == []
