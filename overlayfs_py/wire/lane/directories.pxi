@@ -40,15 +40,11 @@ cdef bint upper_directory_attr(State *lane, Dir *dir, Entry *entry, Attr *attr) 
 
 
 cdef bint has_plain_marks(State *lane, Part *part, const char *path) noexcept nogil:
-    """Whether a directory has no xattr, or only the mark that it is opaque."""
-    cdef char proc[PATH_ROOM + 64]
-    cdef char names[64]
+    """Whether a directory has no mark, or only that it is opaque."""
     cdef char value[2]
-    cdef size_t length = strlen(lane.opaque) + 1
     if not marked(part, path):
         return True
-    snprintf(proc, sizeof(proc), "/proc/self/fd/%d/%s", part.root_fd, path)
-    if llistxattr(proc, names, sizeof(names)) != <ssize_t>length or memcmp(names, lane.opaque, length) != 0:
+    if not has_only(part, path, lane.opaque):
         return False
     # Another value says that there are whiteouts among its files.
     return get_xattr(part, path, lane.opaque, value, sizeof(value)) == 1 and value[0] == c"y"

@@ -88,9 +88,11 @@ cdef int _readlink(State *lane, int fd, InHeader *header) noexcept nogil:
 
 
 cdef int _getxattr(State *lane, int fd, InHeader *header, char *body, size_t size) noexcept nogil:
-    """Of a real file only what it does not have: ACLs and capabilities are asked for all the time."""
+    """Of a real file only what it does not have, since ACLs and capabilities are asked for all the time, and the label
+    that SELinux gives it."""
     cdef Node *node = <Node *>map_get(&lane.nodes, header.nodeid)
     cdef char path[PATH_ROOM]
+    cdef ssize_t length
     cdef char *name
     cdef Entry *entry
     cdef Part *part
@@ -112,7 +114,10 @@ cdef int _getxattr(State *lane, int fd, InHeader *header, char *body, size_t siz
         _reply(lane, fd, header, 0, ENODATA)
         return ANSWERED
     path_of(part, node.dir.names + entry.name, entry.length, path)
-    if get_xattr(part, path, name, NULL, 0) >= 0 or errno != ENODATA:
+    length = get_xattr(part, path, name, lane.out + OUT, READ_MAX)
+    if length >= 0 and _same(name, LABEL):
+        return _fitting(lane, fd, header, <uint32_t>length, (<GetxattrIn *>body).size)
+    if length >= 0 or errno != ENODATA:
         # That there is a capability is noted by Python: see wire/device/killpriv.
         return PYTHON
     _reply(lane, fd, header, 0, ENODATA)
@@ -139,16 +144,16 @@ cdef int _getxattr_of_image(State *lane, int fd, InHeader *header, Node *node, c
     if not lane.read_only and _same(name, "security.capability"):
         # Noted by Python: see wire/device/killpriv.
         return PYTHON
-    if room and room < found.value_length:
-        _reply(lane, fd, header, 0, ERANGE)
-        return ANSWERED
     memcpy(lane.out + OUT, found.value, found.value_length)
-    return _sized(lane, fd, header, found.value_length, room)
+    return _fitting(lane, fd, header, found.value_length, room)
 
 
-cdef int _sized(State *lane, int fd, InHeader *header, uint32_t size, uint32_t room) noexcept nogil:
+cdef int _fitting(State *lane, int fd, InHeader *header, uint32_t size, uint32_t room) noexcept nogil:
     """Reply with the `size` bytes that are there, or with their number if that was the question."""
     cdef GetxattrOut *out = <GetxattrOut *>(lane.out + OUT)
+    if room and room < size:
+        _reply(lane, fd, header, 0, ERANGE)
+        return ANSWERED
     if room == 0:
         out.size, out.padding = size, 0
         size = sizeof(GetxattrOut)
@@ -157,9 +162,11 @@ cdef int _sized(State *lane, int fd, InHeader *header, uint32_t size, uint32_t r
 
 
 cdef int _listxattr(State *lane, int fd, InHeader *header, char *body, size_t size) noexcept nogil:
-    """Of a real file only that there are none."""
+    """Of a real file only that there are none that callers see but its label."""
     cdef Node *node = <Node *>map_get(&lane.nodes, header.nodeid)
     cdef char path[PATH_ROOM]
+    cdef char names[128]
+    cdef ssize_t length
     cdef Entry *entry
     cdef Part *part
     if node == NULL or not _has_place(lane, node) or size < sizeof(GetxattrIn):
@@ -169,9 +176,13 @@ cdef int _listxattr(State *lane, int fd, InHeader *header, char *body, size_t si
     if part.image != NULL:
         return _listxattr_of_image(lane, fd, header, node, (<GetxattrIn *>body).size)
     path_of(part, node.dir.names + entry.name, entry.length, path)
-    if marked(part, path) and not (entry.upper and entry.type == DT_DIR and has_plain_marks(lane, part, path)):
+    length = list_xattrs(part, path, names, sizeof(names))
+    if length == sizeof(LABEL) and _same(names, LABEL):
+        memcpy(lane.out + OUT, LABEL, sizeof(LABEL))
+        return _fitting(lane, fd, header, sizeof(LABEL), (<GetxattrIn *>body).size)
+    if length and not (entry.upper and length == <ssize_t>strlen(lane.opaque) + 1 and has_plain_marks(lane, part, path)):
         return PYTHON
-    return _sized(lane, fd, header, 0, (<GetxattrIn *>body).size)
+    return _fitting(lane, fd, header, 0, (<GetxattrIn *>body).size)
 
 
 cdef int _listxattr_of_image(State *lane, int fd, InHeader *header, Node *node, uint32_t room) noexcept nogil:
@@ -202,10 +213,7 @@ cdef int _listxattr_of_image(State *lane, int fd, InHeader *header, Node *node, 
             return PYTHON
         memcpy(lane.out + OUT + used, name, length + 1)
         used += length + 1
-    if room and room < used:
-        _reply(lane, fd, header, 0, ERANGE)
-        return ANSWERED
-    return _sized(lane, fd, header, <uint32_t>used, room)
+    return _fitting(lane, fd, header, <uint32_t>used, room)
 
 
 # The mount

@@ -167,19 +167,45 @@ cdef struct XattrArgs:      # struct xattr_args
     uint32_t flags
 
 
+cdef extern from *:
+    """
+    #define LANE_LABEL "security.selinux"
+    """
+    const char[17] LABEL "LANE_LABEL"
+
+
 cdef bint marked(Part *part, const char *path) noexcept nogil:
-    """Whether a file has any xattr at all, or that cannot be told: its marks are Python's to judge."""
+    """Whether a file has any xattr that could be a mark, or that cannot be told: its marks are Python's to judge."""
+    return not has_only(part, path, NULL)
+
+
+cdef bint has_only(Part *part, const char *path, const char *allowed) noexcept nogil:
+    """Whether a file has no xattr but this one, which may be NULL, and the label that SELinux gives all of them."""
+    cdef char names[128]
+    cdef ssize_t length = list_xattrs(part, path, names, sizeof(names))
+    cdef char *name = names
+    if length < 0:
+        return False
+    while name < names + length:
+        if not _same(name, LABEL) and (allowed == NULL or not _same(name, allowed)):
+            return False
+        name += strlen(name) + 1
+    return True
+
+
+cdef ssize_t list_xattrs(Part *part, const char *path, char *names, uint32_t size) noexcept nogil:
+    """llistxattr(2) of what is at a path."""
     global _xattrat_missing
     cdef char proc[PATH_ROOM + 64]
     cdef ssize_t count
     if not _xattrat_missing:
         # A path through /proc costs 2 us more.
-        count = syscall(SYS_LISTXATTRAT, part.root_fd, path, AT_SYMLINK_NOFOLLOW, NULL, 0)
+        count = syscall(SYS_LISTXATTRAT, part.root_fd, path, AT_SYMLINK_NOFOLLOW, names, <size_t>size)
         if count >= 0 or errno != ENOSYS:
-            return count != 0
+            return count
         _xattrat_missing = True
     snprintf(proc, sizeof(proc), "/proc/self/fd/%d/%s", part.root_fd, path)
-    return llistxattr(proc, NULL, 0) != 0
+    return llistxattr(proc, names, size)
 
 
 cdef ssize_t get_xattr(Part *part, const char *path, const char *name, void *value, uint32_t size) noexcept nogil:

@@ -90,6 +90,24 @@ def test_a_tree_is_the_same_with_the_lane_and_without(
     assert share > (0.95 if read_only else 0.1)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="labels are root's to set")
+@pytest.mark.parametrize("kind", ["directories", "read-only"])
+def test_a_tree_with_labels_is_the_same_and_is_the_lanes(kind: str, tmp_path: Path) -> None:
+    with union(kind, str(tmp_path)) as overlay:
+        for directory, names, files in os.walk(tmp_path):
+            for name in ("", *names, *files):
+                path = os.path.join(directory, name)
+                os.setxattr(path, "security.selinux", b"label", follow_symlinks=False)
+        read_only = overlay.state.upper is None
+        pure, without = seen_through(overlay, laned=False)
+        laned, share = seen_through(overlay, laned=True)
+    assert_same(laned, pure)
+    assert laned[b"/a"]["xattrs"][b"security.selinux"] == b"label"
+    assert without == 0
+    # What they are is asked of Python, once for each file.
+    assert share > (0.7 if read_only else 0.1)
+
+
 @settings(
     max_examples=60,
     deadline=None,
