@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ grep -q "overlay $(dirname $MNT) overlay" /proc/mounts || echo "not ok 4 - not t
 
 
 def test_a_failure_of_ours_alone_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Where it puts the logs, which it leaves.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     suite = tmp_path / "suite"
     suite.write_text(SUITE)
     assert conformance.main(["--", "sh", str(suite)]) == 1
