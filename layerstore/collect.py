@@ -169,8 +169,8 @@ def objects_of(path: bytes) -> set[bytes]:
 
 def objects_named_in(path: bytes, digest: str) -> set[bytes]:
     """The digests, as 32 bytes each, of all objects that an index refers to, and perhaps of some that it
-    only has in the content of a small file. Fifty times faster than `objects_of`: what a file of
-    this digest consists of need not be looked at.
+    only has in the content of a small file. Faster than `objects_of`: what a file of this digest
+    consists of need not be looked at.
 
     Args:
         path: of the index.

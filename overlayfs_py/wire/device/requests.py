@@ -26,7 +26,7 @@ from overlayfs_py.wire.device.decode import (
 from overlayfs_py.wire.device.killpriv import CAPABILITY, KillOrders
 from overlayfs_py.wire.device.negotiate import WRITE_MAX, Terms
 from overlayfs_py.wire.device.protocol import Opcode, Valid
-from overlayfs_py.wire.device.verbs import DeviceDispatch, Listed, Opened
+from overlayfs_py.wire.device.verbs import DeviceDispatch, Opened
 from overlayfs_py.wire.dispatch import WireEntry
 
 Reply = bytes | memoryview | list[bytes]
@@ -49,7 +49,6 @@ class Requests:
 
     def __init__(self, dispatch: DeviceDispatch, terms: Terms) -> None:
         self._dispatch = dispatch
-        dispatch.listed = Listed() if terms.lists_by_node else None
         self._killpriv = terms.killpriv
         self._kill_orders = KillOrders(terms.killpriv)
         extended = terms.flags & protocol.Init.SETXATTR_EXT

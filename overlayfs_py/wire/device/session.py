@@ -29,7 +29,7 @@ from overlayfs_py.wire.device.notify import Notifier
 from overlayfs_py.wire.device.patience import Patience
 from overlayfs_py.wire.device.protocol import FORGET_ONE, IN_HEADER, NO_REPLY, Opcode
 from overlayfs_py.wire.device.requests import Prepared, Reply, Requests
-from overlayfs_py.wire.device.verbs import DeviceDispatch
+from overlayfs_py.wire.device.verbs import DeviceDispatch, Listed
 from overlayfs_py.wire.dispatch import Refused
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ class Session:
         self._slow: dict[int, int] = {}
         self._changed: list[int] = []
         dispatch.overlay.attributes_changed = self._attributes_changed
+        if terms.lists_by_node:
+            dispatch.listed = Listed()
         if laned is not None:
             dispatch.links_known = self._links_known
 

@@ -21,7 +21,8 @@ passthrough; plain lower files that a whiteout hides. Each is one system call on
 it, and one that fails, or finds anything that is not plain, leaves the request as it came to Python. Plain is a file
 or symlink with one name and, in the upper, without xattrs: it has no mark that a verb would read. A directory of the
 upper is plain if no layer below has its name, and if it has no xattr but perhaps the opaque mark, which one gets
-beside lower layers: made, it hides nothing yet, and it can be marked before it is renamed.
+beside lower layers: made, it hides nothing yet, and it can be marked before it is renamed. The label that SELinux gives
+every file counts as no xattr here, but for a copy-up.
 
 What is copied up (copying_up.pxi). A lower file, of a directory or an image, with one name, without xattrs, setuid,
 setgid and holes, that is not open and whose data is small or not wanted, when it is opened for writing in passthrough
@@ -85,7 +86,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INTERFACE = 9
+INTERFACE = 10
 """Counts the changes of what Python and the compiled module say to each other."""
 
 FIRST_ID = 1 << 62

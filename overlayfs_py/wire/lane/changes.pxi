@@ -2,8 +2,8 @@
 #
 # A published directory that is in the upper may be changed here: a new file or symlink under a name that no layer has,
 # a name of a plain upper file that goes, moves or replaces one, a whiteout over a plain lower file, attributes of a
-# plain upper file. Plain is what has no xattr when it is first met, and one link: so there is no mark that a verb
-# would have to read or write. Everything else, errors too, is for the verbs to do, from the start.
+# plain upper file. Plain is what has no xattr but SELinux's label when it is first met, and one link: so there is no mark
+# that a verb would have to read or write. Everything else, errors too, is for the verbs to do, from the start.
 #
 # Where the upper's files go to the kernel, all opens of one are in passthrough with one backing id; while it is open for
 # writing its attributes change without a request, and the kernel is told not to keep them. Elsewhere opens are Python's.

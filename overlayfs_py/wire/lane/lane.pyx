@@ -67,7 +67,7 @@ cdef extern from "<sys/statvfs.h>" nogil:
         unsigned long f_namemax
     int fstatvfs(int fd, struct_statvfs *status)
 
-INTERFACE = 9
+INTERFACE = 10
 """As the package has it; a build that says something else is not used."""
 
 FIRST_ID = 1 << 62
@@ -452,13 +452,14 @@ cdef class Lane(HandingOver):
         free(copy)
         return True if result == ANSWERED else rest
 
-    @staticmethod
-    def interrupt(int thread):
+    def interrupt(self, int thread):
         """Wake a thread that sleeps in `next`, by its native id.
 
-        It may go to sleep just after that, so once may not be enough.
+        It may go to sleep just after that, so once may not be enough. Before `next` has taken the signal for itself
+        nobody is sent one: it would end the process.
         """
-        lane_interrupt(thread)
+        if self._state.interruptible:
+            lane_interrupt(thread)
 
     def next(self, int fd, int wake_fd, buffer, int poll_us):
         """Answer requests until one is for Python; returns its size, 0: woken or interrupted, -1: the mount is gone.

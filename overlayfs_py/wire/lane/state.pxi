@@ -14,7 +14,7 @@ cdef struct State:
     Map dirs            # node id -> Dir
     Map looks           # node id -> lookups in a directory that is not published; NEVER: it will not be
     Map files           # fh -> File
-    Lister listers[256]
+    Lister listers[LISTERS]
     Image **images
     uint32_t image_count
     uint64_t *released  # directories of Python's that nothing here needs any more

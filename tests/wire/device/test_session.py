@@ -6,6 +6,8 @@ import errno
 import os
 import signal
 import struct
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from overlayfs_py.overlay.faults import RESTARTS_MAX
 from overlayfs_py.wire.device import protocol
 from overlayfs_py.wire.device.protocol import Notify, Opcode
+from overlayfs_py.wire.lane import compiled
 from tests.wire.device.desk import Desk, number
 from tests.wire.double import MemoryOverlay, faults
 
@@ -312,3 +315,17 @@ def test_what_nobody_was_told_is_taken_back(
     desk.request(opcode, 1, body)
     assert desk.dispatch.known == 1
     assert len(overlay.released) == (verb != "lookup")
+
+
+@pytest.mark.skipif(compiled() is None, reason="no compiled lane")
+def test_a_session_may_end_before_its_reader_has_begun() -> None:
+    # In a process of its own: a signal that nobody has taken for himself would end it.
+    code = (
+        "import threading\n"
+        "from overlayfs_py.wire.lane import compiled\n"
+        "lane = compiled()(0, b'metacopy', b'opaque')\n"
+        "lane.interrupt(threading.get_native_id())\n"
+        "print('alive')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"alive\n", b"")
